@@ -1,0 +1,30 @@
+# `make quickstart` and `make test` do all the set-up they need in .venv; nothing is installed elsewhere.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/core
+	$(BIN)/genrec-bench quickstart
+
+test: .venv/dev lint
+	$(BIN)/pytest
+
+lint: .venv/dev
+	@mkdir -p .typing/genrec_bench && ln -sfn $(CURDIR)/benchmark $(CURDIR)/methods $(CURDIR)/datasets $(CURDIR)/suites .typing/genrec_bench/
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/dev: .venv/core
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

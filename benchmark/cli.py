@@ -1,0 +1,227 @@
+"""The command line. Heavy libraries are imported inside the commands, so that ``--help`` answers at once.
+
+Bad input ends in exit code 2 and one message; an interrupted run in 130; a run with empty cells in 1.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genrec_bench.benchmark.cli_data import app as data_app
+from genrec_bench.datasets.errors import InputError
+
+if TYPE_CHECKING:
+    from genrec_bench.benchmark.suite import Suite
+
+app = typer.Typer(
+    name="genrec-bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Generative recommenders and their rivals under one honest protocol.",
+)
+app.add_typer(data_app, name="data", help="Get, import, describe and audit data sets.")
+
+ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.")]
+PluginOption = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers methods.")]
+DEFAULT_RESULTS = Path("results")
+
+
+@app.command()
+def quickstart(
+    results: ResultsOption = DEFAULT_RESULTS,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
+) -> None:
+    """Run the default suite on MovieLens-100K and print its tables."""
+    from importlib.resources import files
+
+    from genrec_bench.benchmark.suite import read_suite
+
+    suite = read_suite(Path(str(files("genrec_bench.suites") / "quickstart.yaml")))
+    _run_and_print(suite, results, {}, quiet)
+
+
+@app.command()
+def run(
+    suite: Annotated[Path | None, typer.Argument(help="Suite file (YAML).", show_default=False)] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Method; may be repeated.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option("--dataset", help="Data set; may be repeated.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option("--protocol", help="full or cand20; may be repeated.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2.")] = None,
+    scale: Annotated[str | None, typer.Option("--scale", help="tiny, base or paper.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE; may be repeated.")] = None,
+    mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Of one run, such as 25m.")] = None,
+    plugin: PluginOption = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Runs at a time (default: a GPU or core each).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what has a record already.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
+) -> None:
+    """Run what is missing of a suite, or of METHODS x DATASETS x SEEDS, and print the tables."""
+    from genrec_bench.benchmark.suite import make_suite, parse_settings, read_suite
+
+    given = {
+        "methods": method,
+        "datasets": dataset,
+        "protocols": protocol,
+        "seeds": _seeds(seeds),
+        "scale": scale,
+        "mask_seen": mask_seen or None,
+        "time_budget": time_budget,
+        "plugins": plugin,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if suite is not None:
+        chosen = make_suite({**read_suite(suite).model_dump(), **given})
+    elif method and dataset:
+        chosen = make_suite(given)
+    else:
+        raise InputError("Give a suite file, or --method and --dataset")
+    _run_and_print(chosen, results, parse_settings(set_ or []), quiet=quiet, force=force, jobs=jobs)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds '{text}': expected whole numbers, such as 0,1,2") from None
+
+
+def _run_and_print(
+    suite: "Suite",
+    results: Path,
+    settings: dict[str, dict[str, Any]],
+    quiet: bool,
+    force: bool = False,
+    jobs: int | None = None,
+) -> None:
+    from genrec_bench.benchmark import leaderboard
+    from genrec_bench.benchmark.progress import Progress
+    from genrec_bench.benchmark.runner import Interrupted, run_grid
+    from genrec_bench.benchmark.suite import cells, seconds
+
+    grid = cells(suite, settings)
+    if not grid:
+        raise InputError("Nothing to run: none of these methods takes part in these protocols")
+    progress = Progress(quiet)
+    try:
+        budget_s = seconds(suite.time_budget) if suite.time_budget else None
+        outcome = run_grid(grid, results, progress, budget_s, force, jobs)
+    except Interrupted as signal_name:
+        print(
+            f"Stopped by {signal_name}: finished runs are recorded; the same command goes on from here", file=sys.stderr
+        )
+        raise typer.Exit(130) from None
+    progress.say(
+        f"{outcome.done} run, {outcome.already} already there, {len(outcome.failed)} failed; records in {results}"
+    )
+    print(leaderboard.render(results, "text", run_ids=outcome.run_ids))
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method's config.", show_default=False)] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """List the methods, or show one method's config with defaults and search space."""
+    from genrec_bench.benchmark.describe_methods import list_methods, show_method
+    from genrec_bench.methods import registry
+
+    for path in plugin or []:
+        registry.load_plugin(path)
+    print(show_method(name) if name else list_methods())
+
+
+@app.command()
+def leaderboard(
+    results: ResultsOption = DEFAULT_RESULTS,
+    format: Annotated[str, typer.Option("--format", help="text, md, csv, latex or json.")] = "text",
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only this data set.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write to this file instead of printing.")] = None,
+) -> None:
+    """Tables of all records: intervals, ties with the best, cost, printed numbers beside measured ones."""
+    from genrec_bench.benchmark import leaderboard as tables
+
+    text = tables.render(results, format, dataset=dataset)
+    if output is None:
+        print(text)
+    else:
+        _write(output, text)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror}") from None
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Method (or label).")],
+    b: Annotated[str, typer.Argument(help="Method (or label).")],
+    results: ResultsOption = DEFAULT_RESULTS,
+) -> None:
+    """Paired tests between two methods, over users, on every data set and protocol that both have run."""
+    from genrec_bench.benchmark import compare as comparison
+
+    print(comparison.render(results, a, b))
+
+
+@app.command("new-method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="Name of the method, such as my_method.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path("."),
+) -> None:
+    """Write a runnable method in one file, and its test."""
+    from genrec_bench.benchmark.scaffold import write_method
+
+    for path in write_method(name, folder):
+        print(path)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Python file that registers a method, or a method's name.")],
+) -> None:
+    """The contract suite against a method: determinism, no held-out items, valid answers, save and load, resume."""
+    from genrec_bench.benchmark.contract import check_methods
+
+    if not check_methods(str(file), print):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which devices, which optional parts are missing and how to get them."""
+    from genrec_bench.benchmark.doctor import diagnose
+
+    print(diagnose())
+
+
+def main() -> None:
+    """Entry point: InputError becomes one message and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"genrec-bench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

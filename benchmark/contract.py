@@ -1,0 +1,258 @@
+"""The contract suite: what every method must do, tried on a small synthetic data set in well under a minute.
+
+    genrec-bench check my_method.py
+
+The same checks run over our own methods in tests/test_contract.py.
+"""
+
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genrec_bench.benchmark.evaluate import MethodFault, check_choice, evaluate
+from genrec_bench.benchmark.protocols import Cand20, Full, ProtocolRules
+from genrec_bench.datasets import synthetic
+from genrec_bench.datasets.interactions import InteractionData, TrainView
+from genrec_bench.datasets.splits import HeldOut, Split
+from genrec_bench.methods import registry
+from genrec_bench.methods.artefacts import ArtefactCache
+from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
+from genrec_bench.methods.checkpoint import Checkpoint
+
+K = 10
+SCORE_TOLERANCE = 1e-4  # float32 sums in another order
+
+
+class ContractBroken(Exception):
+    """A check failed; the message says what was expected and what came."""
+
+
+class _Killed(BaseException):
+    """Stands for a kill in the middle of training."""
+
+
+@dataclass
+class Bench:
+    """A method class, the data it is tried on, and a folder that is thrown away."""
+
+    cls: type[Method]
+    config: MethodConfig
+    data: InteractionData
+    folder: Path
+    number: int = 0
+
+    def context(self, split: Split, kill_after: int | None = None, folder: Path | None = None) -> Context:
+        """A context on the CPU; ``kill_after`` validations the process "dies"."""
+        self.number += 1
+        return Context(
+            seed=0,
+            device="cpu",
+            scale="tiny",
+            checkpoint=Checkpoint(folder or self.folder / f"run{self.number}", every_s=0.0),
+            artefacts=ArtefactCache(self.folder / "artefacts"),
+            validate=_Judge(split.valid, kill_after),
+        )
+
+    def fitted(self, split: Split, context: Context | None = None) -> Method:
+        """A new instance, trained under seed 0."""
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 - as the harness does
+        method = self.cls(self.config)
+        method.fit(_read_only(split), context or self.context(split))
+        return method
+
+
+class _Judge:
+    """``context.validate`` whose answers depend on how often it was asked, never on the targets it holds.
+
+    It holds real targets all the same: a method that digs them out gets other ones when they are poisoned.
+    """
+
+    def __init__(self, valid: HeldOut, kill_after: int | None):
+        self.valid, self._kill_after, self._asked = valid, kill_after, 0
+
+    def __call__(self, method: Method) -> float:
+        self._asked += 1
+        if self._kill_after is not None and self._asked > self._kill_after:
+            raise _Killed
+        return 0.5
+
+
+def _read_only(split: Split) -> TrainView:
+    """The training view, with arrays that a method cannot change under the others' feet."""
+    train = split.train
+    for array in (train.sequences.items, train.sequences.offsets, train.sequences.users):
+        array.setflags(write=False)
+    return train
+
+
+def check_methods(target: str, say: Callable[[str], None]) -> bool:
+    """Check the methods that the file ``target`` registers, or the one of that name. Returns whether all passed."""
+    found = list(registry.load_plugin(target)) if target.endswith(".py") else [target]
+    passed = [check_method(registry.get(name), name, say) for name in found]  # every one, even after a failure
+    return all(passed)
+
+
+def check_method(cls: type[Method], name: str, say: Callable[[str], None], config: MethodConfig | None = None) -> bool:
+    """Run every check on one class; prints a line a check. Returns whether all passed."""
+    folder = Path(tempfile.mkdtemp(prefix="genrec-bench-check-"))
+    started = time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on so little data more threads only wait for each other
+    passed = True
+    try:
+        data = synthetic.generate(num_users=150, num_items=80, seed=7)
+        bench = Bench(cls, config or cls.Config(), data, folder)
+        for title, check in _checks(bench):
+            try:
+                check(bench)
+                say(f"ok      {title}")
+            except (ContractBroken, MethodFault) as error:
+                passed = False
+                say(f"BROKEN  {title}: {error}")
+            except Exception as error:
+                passed = False
+                say(f"BROKEN  {title}: raised {type(error).__name__}: {error}")
+    finally:
+        torch.set_num_threads(threads)
+        shutil.rmtree(folder, ignore_errors=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    verdict = "passes" if passed else "does NOT pass"
+    say(f"{name} {verdict} the contract suite: {time.perf_counter() - started:.1f} s, peak memory {peak:.0f} MiB")
+    return passed
+
+
+def _checks(bench: Bench) -> Iterator[tuple[str, Callable[[Bench], None]]]:
+    yield "unknown config keys are rejected", _rejects_unknown_keys
+    yield "k unique valid items for every history", _valid_answers
+    yield "seen items are left out when the protocol masks them", _masks_seen
+    yield "same seed, same answer", _same_seed
+    yield "answers do not depend on the other rows", _rows_independent
+    yield "no held-out item reaches fit (poisoned targets change nothing)", _no_held_out
+    yield "a loaded method answers as the saved one", _save_load
+    yield "killed and resumed training gives the same answer", _resumes
+    if bench.cls.candidate_protocol():
+        yield "candidate protocol: valid picks, same seed same answer", _candidates
+
+
+def _rejects_unknown_keys(bench: Bench) -> None:
+    try:
+        bench.cls.Config(**{"no_such_key": 1})
+    except ValueError:
+        return
+    raise ContractBroken("Config accepted the key 'no_such_key'; derive it from MethodConfig")
+
+
+def _valid_answers(bench: Bench) -> None:
+    split = Full().split(bench.data)
+    method = bench.fitted(split)
+    evaluate(method, split.test, Full(), bench.data.num_items)
+    one = split.test.histories.select(slice(0, 1))
+    for k in (1, bench.data.num_items):
+        ranking = method.recommend(one, k)
+        if ranking.items.shape != (1, k):
+            raise ContractBroken(f"recommend of one history with k={k} returned shape {ranking.items.shape}")
+
+
+def _masks_seen(bench: Bench) -> None:
+    split = Full().split(bench.data)
+    evaluate(bench.fitted(split), split.test, Full(mask_seen=True), bench.data.num_items)
+
+
+def _same_seed(bench: Bench) -> None:
+    split = Full().split(bench.data)
+    first, second = (bench.fitted(split).recommend(split.test.histories, K) for _ in range(2))
+    _equal(first, second, "two trainings with the same seed")
+
+
+def _rows_independent(bench: Bench) -> None:
+    split = Full().split(bench.data)
+    method, histories = bench.fitted(split), split.test.histories
+    together = method.recommend(histories, K)
+    backwards = np.arange(len(histories))[::-1]
+    alone = method.recommend(histories.select(backwards[:40]), K)
+    difference = np.abs(together.scores[backwards[:40]] - alone.scores)
+    difference = difference[np.isfinite(difference)]
+    if difference.size and difference.max() > SCORE_TOLERANCE * max(1.0, float(np.abs(alone.scores).max())):
+        raise ContractBroken(f"scores of a history change by {difference.max():.3g} when it is asked in another batch")
+
+
+def _no_held_out(bench: Bench) -> None:
+    first = _fit_and_forget(bench, bench.data)
+    second = _fit_and_forget(bench, poisoned(bench.data))
+    histories = Full().split(bench.data).train.sequences
+    _equal(
+        first.recommend(histories, K), second.recommend(histories, K), "trainings that differ in held-out items only"
+    )
+
+
+def _fit_and_forget(bench: Bench, data: InteractionData) -> Method:
+    """Fit with the data's held-out items in reach of a method that digs for them (frames, garbage collector)."""
+    split = Full().split(data)
+    return bench.fitted(split)
+
+
+def poisoned(data: InteractionData) -> InteractionData:
+    """The same training part, other validation and test items."""
+    items = data.sequences.items.copy()
+    ends = data.sequences.offsets[1:]
+    for back in (1, 2):
+        items[ends - back] = (items[ends - back] + data.num_items // 2) % data.num_items
+    return replace(data, sequences=replace(data.sequences, items=items), sha256="")
+
+
+def _save_load(bench: Bench) -> None:
+    split = Full().split(bench.data)
+    method = bench.fitted(split)
+    folder = bench.folder / "saved"
+    folder.mkdir()
+    method.save(folder)
+    pickles = [path.name for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle")]
+    if pickles:
+        raise ContractBroken(f"save wrote a pickle ({pickles[0]}): use safetensors, npz or JSON")
+    loaded = bench.cls(bench.config)
+    loaded.load(folder, split.train, bench.context(split))
+    histories = split.test.histories
+    _equal(method.recommend(histories, K), loaded.recommend(histories, K), "the saved and the loaded method")
+
+
+def _resumes(bench: Bench) -> None:
+    split = Full().split(bench.data)
+    undisturbed = bench.fitted(split)
+    folder = bench.folder / "killed"
+    for kill_after in (1, 2):
+        try:
+            bench.fitted(split, bench.context(split, kill_after, folder))
+        except _Killed:
+            continue
+    resumed = bench.fitted(split, bench.context(split, folder=folder))
+    histories = split.test.histories
+    _equal(
+        undisturbed.recommend(histories, K), resumed.recommend(histories, K), "an undisturbed and a resumed training"
+    )
+
+
+def _candidates(bench: Bench) -> None:
+    rules: ProtocolRules = Cand20()
+    split = rules.split(bench.data)
+    candidates = split.test.candidates
+    assert candidates is not None
+    first, second = (bench.fitted(split).choose(split.test.histories, candidates.copy()) for _ in range(2))
+    check_choice(first, candidates)
+    if not np.array_equal(first.picked, second.picked):
+        raise ContractBroken("two trainings with the same seed pick other candidates")
+
+
+def _equal(first: Ranking, second: Ranking, what: str) -> None:
+    rows = (first.items != second.items).any(1)
+    if rows.any():
+        raise ContractBroken(f"{what} give different lists for {int(rows.sum())} of {len(rows)} histories")
+    if not np.array_equal(first.scores, second.scores):
+        raise ContractBroken(f"{what} give different scores")

@@ -1,0 +1,32 @@
+"""What `genrec-bench methods` prints."""
+
+from tabulate import tabulate
+
+from genrec_bench.methods import registry
+
+
+def list_methods() -> str:
+    """One line a method: name, family, what it is."""
+    rows = []
+    for name in registry.names():
+        cls = registry.get(name)
+        protocols = "full, cand20" if cls.candidate_protocol() else "full"
+        rows.append([name, cls.family, protocols, _first_line(cls.__doc__)])
+    return tabulate(rows, headers=["method", "family", "protocols", "what it is"])
+
+
+def show_method(name: str) -> str:
+    """A method's config: fields, types, defaults, and what a search may try."""
+    cls = registry.get(name)
+    rows = []
+    for key, field in cls.Config.model_fields.items():
+        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+        space = cls.Config.search_space.get(key)
+        span = f"{space[0]:g} .. {space[1]:g} (log)" if isinstance(space, tuple) else ", ".join(map(str, space or []))
+        rows.append([key, kind.replace("typing.", ""), str(field.default), span])
+    table = tabulate(rows, headers=["key", "type", "default", "search"], disable_numparse=True)
+    return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]

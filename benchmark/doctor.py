@@ -1,0 +1,44 @@
+"""What `genrec-bench doctor` prints: the machine, the libraries, and how to get what is missing."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+from genrec_bench.datasets import store
+
+CORE = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "pydantic", "typer", "rich", "tabulate")
+OPTIONAL = {
+    "transformers": ("language", "methods on language models"),
+    "peft": ("language", "LoRA adapters"),
+    "dgl": ("graph", "faster graph propagation on CPU (Python 3.11)"),
+    "ray": ("ray", "runs over many GPUs and machines"),
+    "optuna": ("ray", "hyper-parameter search"),
+}
+
+
+def diagnose() -> str:
+    """The report, as text."""
+    import torch
+
+    lines = [f"genrec-bench {_version('genrec-bench')}, Python {platform.python_version()} ({sys.executable})"]
+    lines.append(f"home {store.home()}, {os.cpu_count()} CPU cores")
+    if torch.cuda.is_available():
+        lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    else:
+        lines.append("no GPU that torch can use: runs on the CPU")
+    lines += [f"  {name} {_version(name)}" for name in CORE]
+    for name, (extra, use) in OPTIONAL.items():
+        version = _version(name)
+        missing = f"missing: {use}; pip install 'genrec-bench[{extra}]'"
+        lines.append(f"  {name} {version}" if version else f"  {name} {missing}")
+    prepared = store.list_prepared()
+    lines.append(f"data sets ready: {', '.join(prepared) if prepared else 'none'}")
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,137 @@
+"""Asking a method for its answers and turning them into ranks. Evaluation exists once, here, for every method."""
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from genrec_bench.benchmark import metrics
+from genrec_bench.benchmark.protocols import Cand20, Full, ProtocolRules
+from genrec_bench.datasets.splits import HeldOut
+from genrec_bench.methods.base import Choice, Method, Ranking
+from genrec_bench.methods.scoring import Scorer, masked_scores
+
+
+class MethodFault(Exception):
+    """A method broke its contract; the message says how, and stands in the table instead of numbers."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method answered to one evaluation."""
+
+    ranks: np.ndarray  # (B,) int64, 0: target not in the list (full), invalid answer (cand20)
+    ranking: Ranking | None  # full protocol only
+    seconds: float  # of the method, not of the metrics
+
+
+def evaluate(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int) -> Answers:
+    """Ask ``method`` for all rows of ``held_out`` and rank the targets.
+
+    Raises MethodFault where the answers break the contract.
+    """
+    if isinstance(rules, Cand20):
+        return _candidates(method, held_out)
+    histories = replace(held_out.histories, mask_seen=rules.mask_seen)
+    # One answer more than is ranked shows every tie that could push a target past the last rank.
+    k = min(rules.max_rank + 1, num_items)
+    started = time.perf_counter()
+    ranking = method.recommend(histories, k)
+    seconds = time.perf_counter() - started
+    check_ranking(ranking, held_out, k, num_items, rules.mask_seen)
+    ranks = metrics.target_ranks(ranking.items, ranking.scores, held_out.targets, rules.max_rank, ranking.ordered)
+    return Answers(ranks, ranking, seconds)
+
+
+def _candidates(method: Method, held_out: HeldOut) -> Answers:
+    candidates = held_out.candidates
+    assert candidates is not None  # by_sequence always draws them
+    started = time.perf_counter()
+    choice = method.choose(held_out.histories, candidates.copy())
+    seconds = time.perf_counter() - started
+    check_choice(choice, candidates)
+    target_column = (candidates == held_out.targets[:, None]).argmax(1)
+    ranks = metrics.candidate_ranks(choice.picked, choice.scores, target_column, candidates.shape[1])
+    return Answers(ranks, None, seconds)
+
+
+def validation_ranks(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int) -> np.ndarray:
+    """Ranks as `evaluate` gives them; scorers are asked for scores and the targets counted up to, without a top-k."""
+    if not (isinstance(rules, Full) and isinstance(method, Scorer)):
+        return evaluate(method, held_out, rules, num_items).ranks
+    histories = replace(held_out.histories, mask_seen=rules.mask_seen)
+    order = np.argsort(histories.lengths, kind="stable")
+    ranks = np.empty(len(order), dtype=np.int64)
+    for start in range(0, len(order), method.rows_at_a_time):
+        rows = order[start : start + method.rows_at_a_time]
+        scores = masked_scores(method, histories.select(rows))
+        if scores.shape != (len(rows), num_items):
+            raise MethodFault(f"score returned shape {tuple(scores.shape)}, expected {(len(rows), num_items)}")
+        targets = torch.from_numpy(held_out.targets[rows]).to(scores.device)
+        at_target = scores.gather(1, targets[:, None])
+        if bool(torch.isnan(scores).any()):
+            raise MethodFault("score returned NaN during validation")
+        rank = (scores >= at_target).sum(1)
+        rank[at_target[:, 0] == -torch.inf] = 0
+        ranks[rows] = rank.cpu().numpy()
+    ranks[ranks > rules.max_rank] = 0
+    return ranks
+
+
+def check_ranking(ranking: Ranking, held_out: HeldOut, k: int, num_items: int, mask_seen: bool) -> None:
+    """Raise MethodFault unless the ranking is what `Method.recommend` promises."""
+    items, scores = np.asarray(ranking.items), np.asarray(ranking.scores)
+    rows = len(held_out.histories)
+    if items.shape != (rows, k) or scores.shape != (rows, k):
+        raise MethodFault(
+            f"recommend returned items {items.shape} and scores {scores.shape}, expected {(rows, k)}; "
+            "a row with fewer answers is filled with item -1"
+        )
+    if not np.issubdtype(items.dtype, np.integer):
+        raise MethodFault(f"recommend returned items of type {items.dtype}, expected integers")
+    answered = items != -1
+    wrong = (items < -1) | (items >= num_items)
+    _refuse(wrong, items, held_out, f"unknown item {{item}} (items are 0..{num_items - 1})")
+    _refuse(np.isnan(scores) & answered, items, held_out, "score NaN for item {item}")
+    _refuse(answered[:, 1:] & ~answered[:, :-1], items[:, 1:], held_out, "item {item} after a missing answer")
+    rising = (scores[:, 1:] > scores[:, :-1]) & answered[:, 1:]
+    _refuse(rising, items[:, 1:], held_out, "scores that rise along the list at item {item}")
+    in_order = np.sort(items, axis=1)
+    repeated = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] != -1)
+    _refuse(repeated, in_order[:, 1:], held_out, "item {item} twice")
+    if mask_seen:
+        _refuse_seen(items, held_out, num_items)
+
+
+def _refuse(wrong: np.ndarray, items: np.ndarray, held_out: HeldOut, what: str) -> None:
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise MethodFault(
+            f"recommend returned {what.format(item=items[row, column])} for user {held_out.histories.users[row]} "
+            f"({int(wrong.any(1).sum())} of {len(items)} users)"
+        )
+
+
+def _refuse_seen(items: np.ndarray, held_out: HeldOut, num_items: int) -> None:
+    histories = held_out.histories
+    row = np.repeat(np.arange(len(histories)), histories.lengths)
+    seen = np.unique(row * num_items + histories.items)
+    answered = np.where(items >= 0, np.arange(len(items))[:, None] * num_items + items, -1)
+    _refuse(np.isin(answered, seen), items, held_out, "seen item {item}, though the protocol masks seen items,")
+
+
+def check_choice(choice: Choice, candidates: np.ndarray) -> None:
+    """Raise MethodFault unless the choice is what `Method.choose` promises."""
+    picked = np.asarray(choice.picked)
+    if picked.shape != (len(candidates),):
+        raise MethodFault(f"choose returned picks of shape {picked.shape}, expected {(len(candidates),)}")
+    if not np.issubdtype(picked.dtype, np.integer):
+        raise MethodFault(f"choose returned picks of type {picked.dtype}, expected integers")
+    if ((picked < -1) | (picked >= candidates.shape[1])).any():
+        raise MethodFault(f"choose returned a pick outside -1..{candidates.shape[1] - 1}")
+    if choice.scores is not None:
+        if np.shape(choice.scores) != candidates.shape:
+            raise MethodFault(f"choose returned scores {np.shape(choice.scores)}, expected {candidates.shape}")
+        if np.isnan(choice.scores).any():
+            raise MethodFault("choose returned NaN scores")

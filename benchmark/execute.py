@@ -1,0 +1,256 @@
+"""One cell, from data to record. Runs in a process of its own, so that its memory, crashes and hangs are its own."""
+
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genrec_bench.benchmark import metrics, records
+from genrec_bench.benchmark.evaluate import Answers, MethodFault, evaluate, validation_ranks
+from genrec_bench.benchmark.protocols import ProtocolRules, selection_value
+from genrec_bench.benchmark.suite import Cell
+from genrec_bench.datasets import store
+from genrec_bench.datasets.interactions import InteractionData, TrainView
+from genrec_bench.datasets.splits import HeldOut, Split
+from genrec_bench.methods import registry
+from genrec_bench.methods.artefacts import ArtefactCache, canonical_hash
+from genrec_bench.methods.base import Context, Method
+from genrec_bench.methods.checkpoint import Checkpoint
+
+Event = dict[str, Any]
+VERSIONS_OF = ("genrec-bench", "torch", "numpy", "scipy", "pandas", "transformers", "peft", "dgl")
+
+
+def run_id(cell: Cell, dataset_sha256: str) -> str:
+    """Hash of what determines a result: the same id is the same run, on any machine."""
+    identity = {
+        "dataset": dataset_sha256,
+        "protocol": cell.rules.hash,
+        "method": cell.method,
+        "version": registry.get(cell.method).version,
+        "plugin": cell.plugin_sha256,
+        "config": cell.config.model_dump(mode="json"),
+        "seed": cell.seed,
+        "tier": cell.scale,
+    }
+    return canonical_hash(identity)[:16]
+
+
+def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads: int) -> None:
+    """Train, rank, measure and record one cell. Resumes from its checkpoint; raises MethodFault or InputError."""
+    torch.set_num_threads(threads)
+    if cell.plugin:
+        registry.load_plugin(cell.plugin)
+    sha256, num_items, train, valid = _learnable(cell)
+    identity = run_id(cell, sha256)
+    work = store.home() / "runs" / identity
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    events = _EventLog(work / "events.jsonl", report)
+    checkpoint = Checkpoint(work)
+    validation = _Validation(cell.rules, valid, num_items)
+    context = Context(
+        seed=cell.seed,
+        device=device,
+        scale=cell.scale,
+        checkpoint=checkpoint,
+        artefacts=ArtefactCache(store.home() / "artefacts"),
+        validate=validation,
+        log=events,
+    )
+    _seed(cell.seed)
+    method = registry.get(cell.method)(cell.config)
+    _guard(lambda: method.fit(train, context), "fit")
+    train_seconds = checkpoint.elapsed_s
+    events(stage="rank")
+    data = store.load(cell.dataset)
+    split = cell.rules.split(data)
+    answers = _guard(lambda: evaluate(method, split.test, cell.rules, data.num_items), "recommend")
+    record = _record(cell, identity, data, split, method, answers, validation.best, train_seconds, threads, device)
+    users = records.users_table(split.test, split.train.item_counts())
+    records.write(results, record, answers.ranks, answers.ranking, users, events.path)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _learnable(cell: Cell) -> tuple[str, int, TrainView, HeldOut]:
+    """Data set hash, item count, training view, validation. The process holds no test target while a method learns."""
+    data = store.load(cell.dataset)
+    split = cell.rules.split(data)
+    return data.sha256, data.num_items, split.train, split.valid
+
+
+def _guard(step: Callable[[], Any], name: str) -> Any:
+    """Run a method's own code; whatever it raises becomes the reason of its empty cell."""
+    try:
+        return step()
+    except (MethodFault, MemoryError):
+        raise
+    except Exception as error:
+        at = _innermost(error)
+        raise MethodFault(
+            f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]} ({at})"
+        ) from error
+
+
+def _innermost(error: BaseException) -> str:
+    """``file:line`` where the error was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "unknown line"
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - outside methods may use the global generator
+    torch.manual_seed(seed)
+
+
+class _Validation:
+    """``context.validate``: a number for a method, the targets kept here."""
+
+    def __init__(self, rules: ProtocolRules, valid: HeldOut, num_items: int):
+        self._rules, self._valid, self._num_items = rules, valid, num_items
+        self.best: float | None = None
+
+    def __call__(self, method: Method) -> float:
+        value = selection_value(self._rules, validation_ranks(method, self._valid, self._rules, self._num_items))
+        self.best = value if self.best is None else max(self.best, value)
+        return value
+
+
+class _EventLog:
+    """Training events: appended to a file, and reported to whoever watches."""
+
+    def __init__(self, path: Path, report: Callable[[Event], None]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._report = path, report
+
+    def __call__(self, **values: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        self._report(values)
+
+
+def _record(
+    cell: Cell,
+    identity: str,
+    data: InteractionData,
+    split: Split,
+    method: Method,
+    answers: Answers,
+    best_validation: float | None,
+    train_seconds: float,
+    threads: int,
+    device: str,
+) -> records.Record:
+    """Everything that is known of a finished run."""
+    parameters, trainable = method.parameters()
+    defaults = type(method.config)().model_dump(mode="json")
+    config = method.config.model_dump(mode="json")
+    users = len(answers.ranks)
+    return records.Record(
+        run_id=identity,
+        method=cell.method,
+        label=cell.label,
+        family=method.family,
+        plugin_sha256=cell.plugin_sha256,
+        method_version=method.version,
+        published_as=method.published_as,
+        config=config,
+        overrides={key: value for key, value in config.items() if value != defaults[key]},
+        dataset={
+            "name": data.name,
+            "sha256": data.sha256,
+            "users": data.num_users,
+            "items": data.num_items,
+            "interactions": data.num_interactions,
+        },
+        protocol={
+            "name": cell.rules.name,
+            "mask_seen": cell.rules.mask_seen,
+            "parameters": cell.rules.model_dump(),
+            "hash": cell.rules.hash,
+        },
+        tier=cell.scale,
+        seed=cell.seed,
+        **metrics.summarise(answers, split, cell.rules.name),
+        validation={"metric": cell.rules.selection_metric, "value": best_validation},
+        evaluated_users=users,
+        cost={
+            "parameters": parameters,
+            "trainable_parameters": trainable,
+            "train_seconds": round(train_seconds, 3),
+            "recommend_seconds": round(answers.seconds, 3),
+            "users_per_second": round(users / max(answers.seconds, 1e-9), 1),
+            "peak_memory_mib": round(_peak_memory_mib(device), 1),
+            "device": device,
+            "hardware": _hardware(device),
+            "threads": threads,
+        },
+        provenance=_provenance(),
+    )
+
+
+def _peak_memory_mib(device: str) -> float:
+    """Peak of this process (resident, CPU) or of the GPU's allocations."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _hardware(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        models = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+    except OSError:
+        models = []
+    return f"{models[0] if models else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
+
+
+@lru_cache
+def _provenance() -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

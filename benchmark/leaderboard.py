@@ -1,0 +1,267 @@
+"""From records to tables: which runs stand together, what each row says, who is best and who is tied with it.
+
+A table never mixes data sets (by content hash), protocols (by hash), settings of seen items, or tiers. A row is one
+method under one label and config; its seeds are averaged per user before anything else. Writing tables is `tables`.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from genrec_bench.benchmark import metrics, published, records, statistics, tables
+from genrec_bench.benchmark.records import Failure, Record
+from genrec_bench.benchmark.tables import Cell, Cost, Key, Leaderboard, Published, Row, Table
+from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.methods.artefacts import canonical_hash
+
+LoadRanks = Callable[[Record], tuple[np.ndarray, np.ndarray]]  # users (U,) ascending and ranks (U,) of one run
+TIERS = ("tiny", "base", "paper")
+ORDER_BY = {"full": "recall@10", "cand20": "hitratio@1"}
+
+
+@dataclass
+class Entry:
+    """The runs of one row, one a seed, with their per-user values averaged over seeds."""
+
+    runs: list[Record]  # by seed
+    users: np.ndarray  # (U,) evaluated in all runs
+    values: dict[str, np.ndarray]  # metric -> (U,)
+    seed_means: dict[str, list[float]]  # metric -> one mean a seed
+    name: str = ""
+
+
+@dataclass
+class Group:
+    """The rows of one table, before they are measured against each other."""
+
+    key: Key
+    entries: list[Entry]
+    failures: list[Failure]
+
+
+def render(
+    results_dir: Path,
+    format: str,
+    dataset: str | None = None,
+    run_ids: Collection[str] | None = None,
+    bold: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> str:
+    """The tables of a results folder as text, without a newline at the end; same records, same bytes.
+
+    ``format`` is one of `tables.FORMATS`; ``dataset`` and ``run_ids`` keep only those; ``bold`` allows terminal codes.
+    Each unreadable file is one line to ``report`` (default: standard error), and the others are shown.
+    """
+    if format not in tables.FORMATS:
+        raise unknown("format", format, tables.FORMATS)
+    found, failures, load_ranks = load(results_dir, report)
+    names = {record.dataset.name for record in found} | {failure.dataset for failure in failures}
+    if dataset is not None and dataset not in names:
+        raise unknown(f"data set in {results_dir}", dataset, names)
+    kept = [one for one in found if dataset in (None, one.dataset.name) and (run_ids is None or one.run_id in run_ids)]
+    missing = [one for one in failures if dataset in (None, one.dataset) and (run_ids is None or one.run_id in run_ids)]
+    if not kept and not missing:
+        raise InputError(f"{results_dir} holds no records to show: run something first, or give --results")
+    form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
+    return form(build(kept, missing, load_ranks)).rstrip("\n")
+
+
+def load(
+    results_dir: Path, report: Callable[[str], None] | None = None
+) -> tuple[list[Record], list[Failure], LoadRanks]:
+    """Readable records whose ranks are readable too, reasons of empty cells, and the loader of ranks."""
+    found, problems = records.read_all(results_dir)
+    failures, more = records.read_failures(results_dir)
+    ranks: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]] = {}
+    kept = []
+    for record in found:
+        place = (record.dataset.name, record.method, record.run_id)
+        folder = records.run_folder(results_dir, *place)
+        try:
+            ranks[place] = records.read_ranks(folder)
+            contradictions = records.check(record, ranks[place][1])
+            if contradictions:
+                raise InputError(f"{folder}: {'; '.join(contradictions)}")
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            kept.append(record)
+    for problem in problems + more:
+        (report or _to_standard_error)(f"left out: {problem}")
+    return kept, failures, lambda record: ranks[record.dataset.name, record.method, record.run_id]
+
+
+def _to_standard_error(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def build(found: Sequence[Record], failures: Sequence[Failure], load_ranks: LoadRanks) -> Leaderboard:
+    """All tables of these runs and empty cells."""
+    groups = group(found, failures, load_ranks)
+    return Leaderboard(tuple(_table(one, [other.key for other in groups]) for one in groups))
+
+
+def group(found: Sequence[Record], failures: Sequence[Failure], load_ranks: LoadRanks) -> list[Group]:
+    """Runs that may stand in one table, in a stable order, with the per-user values of each row."""
+    runs: dict[Key, list[Record]] = defaultdict(list)
+    missing: dict[Key, list[Failure]] = defaultdict(list)
+    for record in found:
+        rules = record.protocol
+        runs[
+            Key(record.dataset.name, record.dataset.sha256, rules.name, rules.mask_seen, rules.hash, record.tier)
+        ].append(record)
+    for failure in failures:
+        rules = failure.protocol
+        missing[
+            Key(failure.dataset, failure.dataset_sha256, rules.name, rules.mask_seen, rules.hash, failure.tier)
+        ].append(failure)
+    keys = sorted(
+        {*runs, *missing}, key=lambda key: (key[:1], key[2:4], TIERS.index(key.tier) if key.tier in TIERS else 9, key)
+    )
+    return [Group(key, _entries(runs[key], load_ranks), missing[key]) for key in keys]
+
+
+def _entries(found: Iterable[Record], load_ranks: LoadRanks) -> list[Entry]:
+    rows: dict[tuple[str, ...], dict[int, Record]] = defaultdict(dict)
+    # By time of creation: of two runs of one seed (another library version, say) the later one counts.
+    for record in sorted(found, key=lambda record: (record.provenance.created, record.run_id)):
+        same = (record.method, record.label, canonical_hash(record.overrides), str(record.method_version))
+        rows[(*same, record.plugin_sha256 or "")][record.seed] = record
+    entries = [_entry([runs[seed] for seed in sorted(runs)], load_ranks) for _, runs in sorted(rows.items())]
+    _name(entries)
+    return entries
+
+
+def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
+    loaded = [load_ranks(run) for run in runs]
+    users = loaded[0][0]
+    for other, _ in loaded[1:]:
+        users = np.intersect1d(users, other)
+    per_seed = [
+        metrics.per_user(ranks[np.isin(mine, users)], run.protocol.name)
+        for run, (mine, ranks) in zip(runs, loaded, strict=True)
+    ]
+    values = {name: statistics.over_seeds([one[name] for one in per_seed]) for name in per_seed[0]}
+    counted = {name: column for name, column in values.items() if np.isfinite(column).any()}
+    seed_means = {name: [float(np.nanmean(one[name])) for one in per_seed if np.isfinite(one[name]).any()]
+                  for name in counted}  # fmt: skip
+    return Entry(runs, users, counted, seed_means)
+
+
+def _name(entries: list[Entry]) -> None:
+    """Names that differ within a table: the label, and where that is not enough, what was set, and the version."""
+    for entry in entries:
+        run = entry.runs[0]
+        settings = ", ".join(f"{key}={value}" for key, value in sorted(run.overrides.items()))
+        same_label = [other.runs[0] for other in entries if other.runs[0].label == run.label]
+        entry.name = run.label
+        if len({canonical_hash(other.overrides) for other in same_label}) > 1:
+            entry.name += f" ({settings or 'defaults'})"
+        if len({(other.method, other.method_version, other.plugin_sha256) for other in same_label}) > 1:
+            entry.name += f" [{run.method} v{run.method_version} {(run.plugin_sha256 or '')[:6]}".rstrip() + "]"
+
+
+def aligned(entries: Sequence[Entry], metric: str) -> dict[str, np.ndarray]:
+    """Name -> values of the users whom all entries with this metric evaluated."""
+    having = [entry for entry in entries if metric in entry.values]
+    if not having:
+        return {}
+    users = having[0].users
+    for entry in having[1:]:
+        users = np.intersect1d(users, entry.users)
+    return {entry.name: entry.values[metric][np.isin(entry.users, users)] for entry in having}
+
+
+def _table(one: Group, keys: Sequence[Key]) -> Table:
+    names = list(metrics.PER_USER[one.key.protocol])
+    tied = {name: statistics.tied_with_best(aligned(one.entries, name)) for name in names}
+    best = {name: max((float(np.nanmean(entry.values[name])) for entry in one.entries if name in entry.values),
+                      default=np.nan) for name in names}  # fmt: skip
+    rows = [_row(entry, best, tied, one.failures) for entry in one.entries]
+    order_by = ORDER_BY[one.key.protocol]
+    rows.sort(key=lambda row: (-round(row.metrics[order_by].mean, 9) if order_by in row.metrics else 1.0, row.name))
+    return Table(one.key, (*rows, *_empty_rows(one)), tuple(_notes(one, rows, keys)))
+
+
+def _row(
+    entry: Entry, best: Mapping[str, float], tied: Mapping[str, Mapping[str, bool]], failures: Sequence[Failure]
+) -> Row:
+    run = entry.runs[0]
+    printed = (
+        published.lookup(run.dataset.name, run.protocol.name, run.published_as) if run.published_as is not None else {}
+    )
+    cells = {}
+    for name, interval in statistics.bootstrap(entry.values).items():
+        seeds = entry.seed_means[name]
+        is_best = interval.mean >= best[name] - 1e-12
+        target = printed.get(name)
+        # The papers leave seen items in the ranking.
+        beside = None if target is None else Published(
+            target.value, target.paper, target.table,
+            published.verdict(interval, target.value, same_protocol=not run.protocol.mask_seen),
+        )  # fmt: skip
+        cells[name] = Cell(
+            interval.mean, interval.low, interval.high, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
+            is_best, tied[name][entry.name] and not is_best, beside,
+        )  # fmt: skip
+    seeds_run = tuple(one.seed for one in entry.runs)
+    return Row(
+        name=entry.name, method=run.method, label=run.label, overrides=run.overrides, seeds=seeds_run,
+        users=len(entry.users), metrics=cells, cost=_cost(entry.runs), runs=tuple(one.run_id for one in entry.runs),
+        missing_seeds={one.seed: one.reason for one in sorted(failures, key=lambda one: (one.seed, one.run_id))
+                       if (one.method, one.label) == (run.method, run.label) and one.seed not in seeds_run},
+    )  # fmt: skip
+
+
+def _cost(runs: Sequence[Record]) -> Cost:
+    costs = [run.cost for run in runs]
+    return Cost(
+        parameters=max(cost.parameters for cost in costs),
+        trainable_parameters=max(cost.trainable_parameters for cost in costs),
+        train_seconds=float(np.mean([cost.train_seconds for cost in costs])),
+        users_per_second=float(np.mean([cost.users_per_second for cost in costs])),
+        peak_memory_mib=max(cost.peak_memory_mib for cost in costs),
+        device=", ".join(sorted({cost.device for cost in costs})),
+    )
+
+
+def _empty_rows(one: Group) -> list[Row]:
+    """A row for each method and label that has no run at all, with its reason."""
+    have = {(entry.runs[0].method, entry.runs[0].label) for entry in one.entries}
+    reasons: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for failure in sorted(one.failures, key=lambda failure: (failure.seed, failure.run_id)):
+        if (failure.method, failure.label) not in have:
+            reasons[failure.label, failure.method][failure.seed] = failure.reason
+    return [
+        Row(
+            name=label, method=method, label=label, missing_seeds=by_seed,
+            reason_missing=next(iter(by_seed.values())) if len(set(by_seed.values())) == 1
+            else "; ".join(f"seed {seed}: {reason}" for seed, reason in by_seed.items()),
+        )
+        for (label, method), by_seed in sorted(reasons.items())
+    ]  # fmt: skip
+
+
+def _notes(one: Group, rows: Sequence[Row], keys: Sequence[Key]) -> list[str]:
+    key = one.key
+    notes = [
+        f"{row.name}: seed {seed} is missing: {reason}" for row in rows for seed, reason in row.missing_seeds.items()
+    ]
+    contents = sorted({other.dataset_sha256 for other in keys if other.dataset == key.dataset})
+    if len(contents) > 1:
+        notes.append(
+            f"The records know {len(contents)} different contents of {key.dataset}; "
+            f"this table is of the one with sha256 {key.dataset_sha256[:12]}"
+        )
+    visible = (key.dataset, key.protocol, key.mask_seen)
+    rules = {other.protocol_hash for other in keys if (other.dataset, other.protocol, other.mask_seen) == visible}
+    if len(rules) > 1:
+        notes.append(
+            f"The records know {len(rules)} sets of rules of this protocol; this table is of {key.protocol_hash[:12]}"
+        )
+    return notes

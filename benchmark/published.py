@@ -1,0 +1,91 @@
+"""The figures that papers print, and what to say when ours stands beside one.
+
+`published.csv` holds EAGER-LLM (tables 2-4; its submission version LLM-BS repeats them), AGRec (2-7), RSLLM (2, 4) and
+the corrected rows of LLaRA's own page. A method, data set or metric has our name; hit@k is recall@k. ``ok`` is false
+for a figure that cannot be a target: a misprint, a copy, a superseded value, or any cell of a row that fails the
+arithmetic test where nothing shows which cell is wrong; ``note`` says why. Improvement percentages, averages and timings
+are left out.
+"""
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from genrec_bench.benchmark.statistics import Interval
+
+PAPERS = ("EAGER-LLM", "AGRec", "RSLLM", "LLaRA")  # the first that prints a figure is shown
+MAIN_VARIANTS = ("", "encoder=SASRec")  # the row a paper calls by the method's name, in this order
+REPRODUCED = 0.05  # relative difference
+CLOSE = 0.15
+
+
+class Row(NamedTuple):
+    """One printed figure."""
+
+    paper: str
+    table: str
+    dataset: str
+    protocol: str
+    method: str
+    variant: str
+    metric: str
+    value: float
+    ok: bool
+    note: str
+
+
+class Target(NamedTuple):
+    """A printed figure to compare with."""
+
+    value: float
+    paper: str
+    table: str
+    note: str
+
+
+@lru_cache
+def rows() -> tuple[Row, ...]:
+    """All printed figures, in the order of the file."""
+    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))[1:]
+    return tuple(Row(*where, float(value), ok == "true", note) for *where, value, ok, note in lines)
+
+
+def lookup(dataset: str, protocol: str, method: str, variant: str | None = None) -> dict[str, Target]:
+    """Metric -> the figure to compare with; empty where no paper prints one.
+
+    ``method`` is our name or the paper's spelling (LC-Rec is lc_rec); without ``variant`` the papers' main row is
+    meant. Papers go before each other as in ``PAPERS``, then earlier tables before later ones.
+    """
+    variants = MAIN_VARIANTS if variant is None else (variant,)
+    found = [
+        row
+        for row in rows()
+        if row.ok and (row.dataset, row.protocol) == (dataset, protocol) and row.variant in variants
+        and _plain(row.method) == _plain(method)
+    ]  # fmt: skip
+    targets: dict[str, Target] = {}
+    for row in sorted(found, key=lambda row: (PAPERS.index(row.paper), variants.index(row.variant), row.table)):
+        targets.setdefault(row.metric, Target(row.value, row.paper, row.table, row.note))
+    return targets
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def verdict(measured: Interval, printed: float, same_protocol: bool) -> str:
+    """How ours relates to a printed figure: reproduced, close, higher, lower (ours is), or different protocol.
+
+    Reproduced: inside our 95% interval, or within 5% of the printed figure. Close: within 15% of it.
+    """
+    if not same_protocol:
+        return "different protocol"
+    difference = abs(measured.mean - printed)
+    rounding = 1e-9  # 5% exactly is within 5%
+    if measured.low <= printed <= measured.high or difference <= REPRODUCED * printed + rounding:
+        return "reproduced"
+    if difference <= CLOSE * printed + rounding:
+        return "close"
+    return "higher" if measured.mean > printed else "lower"

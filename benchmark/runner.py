@@ -1,0 +1,269 @@
+"""The local engine: runs the missing cells of a grid, a few at a time, each in a process of its own.
+
+A cell that crashes, breaks the contract or outlives its time budget leaves its reason, and the grid goes on. Killed at
+any moment, the same command goes on where it stopped: finished records are never touched, an unfinished cell resumes
+from its checkpoint with the same result as an undisturbed run.
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from genrec_bench.benchmark import records
+from genrec_bench.benchmark.execute import MethodFault, execute, run_id
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.suite import Cell
+from genrec_bench.datasets import store
+from genrec_bench.datasets.errors import InputError
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: the grid stops after tidying up; running it again goes on."""
+
+
+@dataclass
+class Outcome:
+    """What became of a grid."""
+
+    run_ids: list[str] = field(default_factory=list)  # of every cell, finished now or before
+    done: int = 0
+    already: int = 0
+    failed: dict[str, str] = field(default_factory=dict)  # cell -> reason
+
+
+def run_grid(
+    cells: Sequence[Cell],
+    results: Path,
+    progress: Progress,
+    time_budget_s: float | None = None,
+    force: bool = False,
+    jobs: int | None = None,
+) -> Outcome:
+    """Run every cell that has no record yet (with ``force``: every cell), ``jobs`` at a time.
+
+    Raises InputError before anything runs where a data set cannot be had or the results folder cannot be written.
+    """
+    records.check_writable(results)
+    hashes = {}
+    for name in dict.fromkeys(cell.dataset for cell in cells):
+        progress.say(f"data set {name}")
+        hashes[name] = store.load(name).sha256
+    jobs = jobs or default_jobs()
+    grid = _Grid(results, progress, time_budget_s, force, threads=max((os.cpu_count() or 1) // jobs, 1))
+    waiting = deque((cell, run_id(cell, hashes[cell.dataset]), hashes[cell.dataset]) for cell in cells)
+    grid.outcome.run_ids = [identity for _, identity, _ in waiting]
+    progress.start(len(cells))
+    with _stop_signals(), progress:
+        try:
+            while waiting or grid.running:
+                for _ in range(len(waiting)):
+                    if len(grid.running) >= jobs:
+                        break
+                    if not grid.begin(*waiting[0]):
+                        waiting.append(waiting[0])  # another command runs it: look again later
+                    waiting.popleft()
+                grid.watch()
+        finally:
+            grid.stop()
+    return grid.outcome
+
+
+def default_jobs() -> int:
+    """Cells at a time: one a GPU; else one a core, at most four, sharing the cores as threads."""
+    import torch
+
+    return torch.cuda.device_count() or min(os.cpu_count() or 1, 4)
+
+
+@dataclass
+class _Running:
+    """A cell at work in a child process."""
+
+    cell: Cell
+    identity: str
+    dataset_sha256: str
+    child: Any
+    receiver: Connection
+    lock: FileLock
+    deadline: float
+
+
+class _Grid:
+    """The cells at work and what became of those before them."""
+
+    def __init__(
+        self, results: Path, progress: Progress, time_budget_s: float | None, force: bool, threads: int
+    ) -> None:
+        self.results, self.progress, self.force, self.threads = results, progress, force, threads
+        self.time_budget_s = time_budget_s
+        self.running: list[_Running] = []
+        self.outcome = Outcome()
+
+    def begin(self, cell: Cell, identity: str, dataset_sha256: str) -> bool:
+        """Start a cell's process, or count its record; False where another command is at work on it."""
+        folder = store.home() / "runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{identity}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        if not self.force and records.exists(self.results, cell.dataset, cell.method, identity):
+            lock.release()
+            self.outcome.already += 1
+            self.progress.finished(cell, "already there")
+            return True
+        context = _process_context()
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(cell, self.results, sender, self.threads), daemon=True)
+        child.start()
+        sender.close()
+        deadline = time.monotonic() + (self.time_budget_s or math.inf)
+        self.running.append(_Running(cell, identity, dataset_sha256, child, receiver, lock, deadline))
+        self.progress.begin(cell)
+        return True
+
+    def watch(self) -> None:
+        """Wait for the next news of any running cell, and act on it."""
+        if not self.running:
+            time.sleep(0.2)
+            return
+        ready = wait([one.receiver for one in self.running], timeout=0.5)
+        for one in list(self.running):
+            if one.receiver in ready:
+                self._hear(one)
+            elif time.monotonic() > one.deadline:
+                self._end(one, f"stopped after its time budget of {self.time_budget_s:g} s")
+
+    def _hear(self, one: _Running) -> None:
+        try:
+            kind, content = one.receiver.recv()
+        except EOFError:
+            one.child.join()
+            code = one.child.exitcode
+            self._end(
+                one, f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
+            )
+            return
+        if kind == "event":
+            self.progress.event(one.cell, content)
+        elif kind == "input":  # the results folder, the disk or a file is at fault, not the method: stop the grid
+            raise InputError(content)
+        else:
+            self._end(one, content)
+
+    def _end(self, one: _Running, reason: str | None) -> None:
+        """A cell is over: recorded (no reason) or failed."""
+        self._release(one)
+        if reason is None:
+            self.outcome.done += 1
+            self.progress.finished(one.cell, _headline(self.results, one.cell, one.identity))
+        else:
+            self.outcome.failed[str(one.cell)] = reason
+            failure = failure_of(one.cell, one.identity, reason, one.dataset_sha256)
+            records.write_failure(self.results, failure)
+            self.progress.failed(one.cell, reason)
+
+    def stop(self) -> None:
+        """End whatever still runs; checkpoints stay."""
+        for one in list(self.running):
+            self._release(one)
+
+    def _release(self, one: _Running) -> None:
+        self.running.remove(one)
+        if one.child.is_alive():
+            one.child.kill()
+        one.child.join()
+        one.receiver.close()
+        one.lock.release()
+
+
+def failure_of(cell: Cell, identity: str, reason: str, dataset_sha256: str) -> records.Failure:
+    """The stored reason of a cell that did not run."""
+    return records.Failure(
+        run_id=identity,
+        method=cell.method,
+        label=cell.label,
+        dataset=cell.dataset,
+        dataset_sha256=dataset_sha256,
+        protocol={
+            "name": cell.rules.name,
+            "mask_seen": cell.rules.mask_seen,
+            "parameters": cell.rules.model_dump(),
+            "hash": cell.rules.hash,
+        },
+        tier=cell.scale,
+        seed=cell.seed,
+        reason=reason,
+    )
+
+
+def _headline(results: Path, cell: Cell, identity: str) -> str:
+    record = records.read(results / cell.dataset / cell.method / identity)
+    name = {"full": "ndcg@10", "cand20": "hitratio@1"}[cell.rules.name]
+    return f"{name} {record.metrics[name].mean:.4f}, trained in {record.cost.train_seconds:.1f} s"
+
+
+def _process_context() -> Any:
+    """Processes forked from a server that has imported torch but run nothing: a cell starts in milliseconds."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["genrec_bench.benchmark.execute", "genrec_bench.methods.next_item"])
+    return context
+
+
+def _child(cell: Cell, results: Path, sender: Connection, threads: int) -> None:
+    """Body of a cell's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        execute(cell, results, lambda event: sender.send(("event", event)), threads)
+    except MethodFault as error:
+        sender.send(("failed", str(error)))
+    except MemoryError:
+        sender.send(("failed", "out of memory"))
+    except InputError as error:
+        sender.send(("input", str(error)))
+    else:
+        sender.send(("done", None))
+
+
+def _die_with_parent() -> None:
+    """End this process when the command that started it is gone (kill -9): two of one cell must never write."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Interrupted while the grid runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

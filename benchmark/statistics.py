@@ -1,0 +1,139 @@
+"""Uncertainty and significance over users: bootstrap intervals, paired tests, corrections. Pure functions on arrays.
+
+A per-user value of NaN means that the user does not count for that metric (an invalid answer for a "given valid"
+ratio): means are over the other users. Users are paired between methods; values are averaged over seeds per user first.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+RESAMPLES = 1_000
+PERMUTATIONS = 10_000
+SIGNIFICANCE = 0.05
+CHUNK_CELLS = 4_000_000  # numbers held at once while resampling, 32 MB
+
+
+class Interval(BaseModel):
+    """A mean over users with its 95% interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    mean: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+def over_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
+    """(U,) mean over seeds of each user's value, NaN seeds left out; ``values`` holds one (U,) array a seed."""
+    stacked = np.stack(values)
+    counted = ~np.isnan(stacked)
+    total = np.where(counted, stacked, 0.0).sum(axis=0)
+    return np.divide(total, counted.sum(axis=0), out=np.full(stacked.shape[1], np.nan), where=counted.any(axis=0))
+
+
+def bootstrap(values: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
+    """95% percentile intervals of the mean over users, all metrics on the same resamples.
+
+    ``values`` maps a metric to its (U,) values. A metric that counts for no user is left out of the answer.
+    """
+    names = [name for name, column in values.items() if np.isfinite(column).any()]
+    if not names:
+        return {}
+    table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names], axis=1)  # (U, m)
+    counted = ~np.isnan(table)
+    # Users with equal rows are interchangeable: drawing how often each distinct row occurs is the same experiment as
+    # drawing users, and a table made from ranks has a few dozen distinct rows however many users there are.
+    rows, sizes = np.unique(np.hstack([np.where(counted, table, 0.0), counted]), axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    means = [
+        _weighted_means(rng.multinomial(len(table), sizes / len(table), size=count), rows)
+        for count in _chunks(resamples, len(rows))
+    ]
+    low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    mean = _weighted_means(sizes[None, :], rows)[0]
+    return {name: Interval(mean=float(mean[i]), low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)}
+
+
+def _weighted_means(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(r, m) means under (r, g) counts of the (g, 2m) distinct rows: m values, then m flags for those that count."""
+    sums = weights.astype(np.float64) @ rows
+    total, counted = np.hsplit(sums, 2)
+    return np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
+
+
+def _chunks(count: int, width: int) -> list[int]:
+    """``count`` split so that a (chunk, width) array stays small."""
+    size = max(1, CHUNK_CELLS // max(width, 1))
+    return [min(size, count - start) for start in range(0, count, size)]
+
+
+def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b for the users who count in both, (n,) float64."""
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return difference[~np.isnan(difference)]
+
+
+def paired_t(a: np.ndarray, b: np.ndarray) -> float:
+    """Two-sided p of the paired t-test over users."""
+    from scipy import stats  # costs a second to import
+
+    difference = differences(a, b)
+    if len(difference) < 2 or not difference.any():
+        return 1.0
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    if error == 0.0:
+        return 0.0
+    return float(2.0 * stats.t.sf(abs(difference.mean() / error), len(difference) - 1))
+
+
+def sign_flip(a: np.ndarray, b: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
+    """Two-sided p of the paired sign-flip permutation test, the observed assignment counted as one of them."""
+    difference = differences(a, b)
+    size = np.abs(difference[difference != 0.0])  # a zero stays zero whatever its sign
+    if not len(size):
+        return 1.0
+    # Hits make equal sums common: sums within rounding of the observed one count as at least as extreme.
+    threshold = abs(difference.sum()) - 1e-9 * size.sum()
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for count in _chunks(permutations, len(size)):
+        positive = np.unpackbits(rng.integers(0, 256, (count, -(-len(size) // 8)), dtype=np.uint8), axis=1)
+        sums = 2.0 * (positive[:, : len(size)].astype(np.float64) @ size) - size.sum()
+        extreme += int((np.abs(sums) >= threshold).sum())
+    return (extreme + 1) / (permutations + 1)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test for (U,) 0/1 values of one run each."""
+    from scipy import stats
+
+    difference = differences(a, b)
+    only_a, only_b = int((difference > 0).sum()), int((difference < 0).sum())
+    return min(1.0, 2.0 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the given order."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
+
+
+def tied_with_best(values: Mapping[str, np.ndarray], significance: float = SIGNIFICANCE) -> dict[str, bool]:
+    """For each method, whether it cannot be told from the one with the highest mean (which is True itself).
+
+    ``values`` maps a method to its (U,) seed-averaged values, users aligned. Paired t-tests against the best,
+    Holm-corrected over the methods; tied where the adjusted p is at least ``significance``.
+    """
+    counting = {name: column for name, column in values.items() if not np.isnan(column).all()}
+    if not counting:
+        return dict.fromkeys(values, False)
+    best = max(sorted(counting), key=lambda name: float(np.nanmean(counting[name])))
+    others = [name for name in counting if name != best]
+    adjusted = holm([paired_t(counting[best], counting[name]) for name in others])
+    tied = {best: True, **{name: p >= significance for name, p in zip(others, adjusted, strict=True)}}
+    return {name: tied.get(name, False) for name in values}

@@ -1,0 +1,178 @@
+"""A suite: which methods x data sets x protocols x seeds make a table. Read from YAML or made from options.
+
+methods: [popularity, sasrec, {method: sasrec, label: sasrec-bce, config: {loss: bce}}]
+datasets: [ml-100k]
+protocols: [full, cand20]
+seeds: [0, 1, 2]
+tuned: {ml-100k: {sasrec: {dropout: 0.3}}}     # values chosen on validation, for one data set
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from genrec_bench.benchmark.protocols import PROTOCOLS, ProtocolRules, protocol
+from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.methods import registry
+from genrec_bench.methods.base import MethodConfig, Scale
+
+
+class MethodEntry(BaseModel):
+    """One row of the table: a method, possibly under another config and label."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    label: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Suite(BaseModel):
+    """The cells of a table and how long one may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "suite"
+    methods: list[MethodEntry] = Field(min_length=1)
+    datasets: list[str] = Field(min_length=1)
+    protocols: list[str] = ["full"]
+    seeds: list[int] = Field([0], min_length=1)
+    scale: Literal["tiny", "base", "paper"] = "tiny"
+    mask_seen: bool = False
+    time_budget: str | None = None  # of one cell, e.g. 90s, 25m, 2h
+    tuned: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)  # data set -> method -> config values
+    plugins: list[str] = []  # files that register methods
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_entries(cls, value: Any) -> Any:
+        return [{"method": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+
+    @field_validator("protocols")
+    @classmethod
+    def _known_protocols(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in PROTOCOLS:
+                raise ValueError(str(unknown("protocol", name, PROTOCOLS)))
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run: everything that determines its result, but the data set's content."""
+
+    method: str
+    label: str
+    config: MethodConfig
+    dataset: str
+    rules: ProtocolRules
+    seed: int
+    scale: Scale
+    plugin: str | None = None  # file that registers the method
+    plugin_sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.label} · {self.dataset} · {self.rules.name} · seed {self.seed}"
+
+
+def read_suite(path: str | Path) -> Suite:
+    """Parse a suite file; every mistake is one InputError with the file and the key."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"Suite {path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"Suite {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"Suite {path}: expected keys {', '.join(Suite.model_fields)}, got {type(content).__name__}")
+    plugins = content.get("plugins")
+    if isinstance(plugins, list):  # relative to the suite file, so that a suite can be started from anywhere
+        content = {**content, "plugins": [str(path.parent / str(plugin)) for plugin in plugins]}
+    return make_suite({"name": path.stem, **content}, where=f"Suite {path}: ")
+
+
+def make_suite(values: dict[str, Any], where: str = "") -> Suite:
+    """A checked suite from plain values."""
+    try:
+        return Suite(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            fields = MethodEntry.model_fields if len(first["loc"]) > 1 else Suite.model_fields
+            raise InputError(f"{where}{unknown('key', str(first['loc'][-1]), fields)}") from None
+        raise InputError(f"{where}{key}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> list[Cell]:
+    """All runs of a suite, data set by data set.
+
+    ``settings`` (method -> values, from ``--set``) win over an entry's config, which wins over ``tuned`` values.
+    """
+    plugins: dict[str, tuple[str, str]] = {}
+    for path in suite.plugins:
+        for name, digest in registry.load_plugin(path).items():
+            plugins[name] = (str(Path(path).resolve()), digest)
+    settings = settings or {}
+    for name in {*settings, *(method for values in suite.tuned.values() for method in values)}:
+        registry.get(name)  # a misspelt method fails here, not by being silently unused
+    unused = set(settings) - {entry.method for entry in suite.methods}
+    if unused:
+        raise InputError(f"--set {sorted(unused)[0]}.…: that method is not part of this run")
+    return [
+        Cell(
+            method=entry.method,
+            label=entry.label or entry.method,
+            config=registry.configure(
+                entry.method,
+                {
+                    **suite.tuned.get(dataset, {}).get(entry.method, {}),
+                    **entry.config,
+                    **settings.get(entry.method, {}),
+                },
+            ),
+            dataset=dataset,
+            rules=protocol(protocol_name, suite.mask_seen),
+            seed=seed,
+            scale=suite.scale,
+            plugin=plugins.get(entry.method, (None, None))[0],
+            plugin_sha256=plugins.get(entry.method, (None, None))[1],
+        )
+        for dataset in suite.datasets
+        for protocol_name in suite.protocols
+        for entry in suite.methods
+        for seed in suite.seeds
+        if protocol_name != "cand20" or registry.get(entry.method).candidate_protocol()
+    ]
+
+
+def seconds(duration: str) -> float:
+    """``"90"``, ``"90s"``, ``"25m"`` or ``"2h"`` in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (duration[:-1], duration[-1]) if duration and duration[-1] in units else (duration, "s")
+    try:
+        value = float(number) * units[unit]
+    except ValueError:
+        value = -1
+    if not 0 < value < float("inf"):
+        raise InputError(f"Time '{duration}': expected a positive number with s, m or h, such as 90s or 25m")
+    return value
+
+
+def parse_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """``["sasrec.dropout=0.3"]`` -> ``{"sasrec": {"dropout": 0.3}}``; values are read as YAML."""
+    settings: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        target, equals, value = pair.partition("=")
+        method, dot, key = target.partition(".")
+        if not (equals and dot and method and key):
+            raise InputError(f"--set '{pair}': expected METHOD.KEY=VALUE, such as sasrec.dropout=0.3")
+        try:
+            settings.setdefault(method, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set '{pair}': '{value}' is not a YAML value") from None
+    return settings

@@ -1,0 +1,51 @@
+"""Content-addressed stages: text vectors, indices, trained encoders. Built once, shared by all methods and runs.
+
+The key is everything that determines a stage's content (inputs' hashes, config, version of the stage's code), so a
+changed quantiser gets a new key and leaves what comes before it untouched.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def canonical_hash(value: Any) -> str:
+    """sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ArtefactCache:
+    """Folders under ``root/<stage>/<key>``, each complete or absent."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def get(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+        """The folder of this stage and key; ``build(folder)`` fills it if nobody has. Other processes wait.
+
+        A build that fails or is killed leaves nothing that a later call could take for finished.
+        """
+        folder = self.root / stage / canonical_hash(dict(key))[:24]
+        if folder.exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.exists():
+                return folder
+            unfinished = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                build(unfinished)
+                (unfinished / "key.json").write_text(json.dumps(dict(key), indent=1, sort_keys=True))
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return folder

@@ -1,0 +1,114 @@
+"""The method contract: what a recommender gets, what it must give, and nothing else.
+
+A method is a frozen config class and a class with ``fit`` and ``recommend``, and ``choose`` for the candidate protocol.
+It never computes a metric and never sees a held-out item; `genrec_bench.benchmark` measures.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.methods.artefacts import ArtefactCache
+from genrec_bench.methods.checkpoint import Checkpoint
+
+Scale = Literal["tiny", "base", "paper"]
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's config: frozen, unknown keys rejected.
+
+    ``search_space`` maps a field to the values a search may try: a list of choices, or a ``(low, high)`` pair of floats
+    that is sampled on a log scale.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The answer to ``recommend``: best first, one row a history.
+
+    ``items`` (B, k) int64, -1 where a row has fewer than k answers (only at the row's end); ``scores`` (B, k) float32.
+    ``ordered`` says that equal scores are already in an order that does not depend on the target (a beam's code order);
+    otherwise the harness counts ties against the target.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer to ``choose``: the picked column of each row's candidates, (B,) int64, -1 for an invalid answer.
+
+    ``scores`` (B, C) float32 where the method scores candidates; the harness then ranks, ties against the target.
+    """
+
+    picked: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass
+class Context:
+    """What a method may use while it learns."""
+
+    seed: int
+    device: str  # "cpu" or "cuda"
+    scale: Scale
+    checkpoint: Checkpoint  # training state that survives a kill
+    artefacts: ArtefactCache  # content-addressed stages shared by all methods
+    validate: Callable[["Method"], float]  # the protocol's selection metric on validation targets, higher is better
+    log: Callable[..., None] = field(default=lambda **values: None)  # log(epoch=3, loss=1.2): one training event
+
+
+class Method(ABC):
+    """One recommender. Subclasses set ``Config`` and register themselves (`genrec_bench.methods.registry`).
+
+    ``version`` is part of the run id: raise it when the same config gives another result.
+    ``published_as`` is the method's name in the printed tables, where it has one.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    version: ClassVar[int] = 1
+    published_as: ClassVar[str | None] = None
+    family: ClassVar[str] = "other"
+
+    def __init__(self, config: MethodConfig | None = None):
+        self.config: Any = config if config is not None else self.Config()
+
+    @abstractmethod
+    def fit(self, train: TrainView, context: Context) -> None:
+        """Learn from ``train``. Select epochs and the like through ``context.validate(self)`` only."""
+
+    @abstractmethod
+    def recommend(self, histories: Histories, k: int) -> Ranking:
+        """The k best items for each history; items of the history are left out where ``histories.mask_seen``."""
+
+    def choose(self, histories: Histories, candidates: np.ndarray) -> Choice:
+        """Pick one of ``candidates`` (B, C) int64 for each history. Optional: the candidate protocol asks for it."""
+        raise NotImplementedError(f"{type(self).__name__} does not take part in the candidate protocol")
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs; no pickles."""
+
+    @abstractmethod
+    def load(self, folder: Path, train: TrainView, context: Context) -> None:
+        """Restore a saved method: afterwards `recommend` answers as it did before."""
+
+    def parameters(self) -> tuple[int, int]:
+        """Learned numbers in all, and those of them that training changed."""
+        return 0, 0
+
+    @classmethod
+    def candidate_protocol(cls) -> bool:
+        """Whether this method can take part in the candidate protocol."""
+        return cls.choose is not Method.choose

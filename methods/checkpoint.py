@@ -1,0 +1,59 @@
+"""Training state that survives a kill: written atomically, restored with the random state: resuming is exact."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Checkpoint:
+    """One file of training state in ``folder``; ``elapsed_s`` counts training seconds over all attempts.
+
+    ``every_s`` bounds how much work a kill can cost; saving more often only costs time.
+    """
+
+    def __init__(self, folder: Path | None, every_s: float = 10.0):
+        self._path = Path(folder) / "training.pt" if folder is not None else None
+        self._every_s = every_s
+        self._started = self._saved = time.monotonic()
+        self._elapsed_before_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far, those of killed attempts up to their last checkpoint included."""
+        return self._elapsed_before_s + time.monotonic() - self._started
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, its random state restored; None where there is none or an earlier save was cut off."""
+        import torch
+
+        if self._path is None or not self._path.exists():
+            return None
+        saved = torch.load(self._path, weights_only=True, map_location="cpu")
+        torch.set_rng_state(saved["torch_rng"])
+        if torch.cuda.is_available() and saved["cuda_rng"]:
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        self._elapsed_before_s = saved["elapsed_s"]
+        self._started = self._saved = time.monotonic()
+        state: dict[str, Any] = saved["state"]
+        return state
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last save to be worth another."""
+        return self._path is not None and time.monotonic() - self._saved >= self._every_s
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the saved state by ``state`` (tensors, numbers, strings, lists and dicts of them)."""
+        import torch
+
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self._path.with_suffix(f".tmp{os.getpid()}")
+        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        torch.save(
+            {"state": state, "torch_rng": torch.get_rng_state(), "cuda_rng": cuda_rng, "elapsed_s": self.elapsed_s},
+            unfinished,
+        )
+        os.replace(unfinished, self._path)
+        self._saved = time.monotonic()

@@ -1,0 +1,21 @@
+"""Dropout whose mask costs one random byte an element.
+
+torch's CPU dropout draws each element from a generator of its own kind, which takes longer than the layer it follows:
+for a 2-block, 64-wide SASRec it is half of the forward pass. Bytes of 64-bit draws are four to six times cheaper.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """``torch.nn.functional.dropout`` up to the random numbers; on CPU the probability is a multiple of 1/256."""
+    if not training or probability == 0.0:
+        return x
+    if x.is_cuda:
+        return functional.dropout(x, probability)
+    dropped = round(probability * 256)
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    return x * (keep.to(x.dtype) * (256 / (256 - dropped)))

@@ -1,0 +1,206 @@
+"""Training of causal next-item models: every position of a sequence is an example, in one pass.
+
+One row per prefix, as most code bases train, costs 6.6 times the tokens on Amazon Beauty and 20 times on MovieLens-100K
+for the same targets. Here a batch holds whole sequences (or windows of long ones) of similar length, right-padded: with
+causal models padding on the right is never seen by a real position, so no mask is needed.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.methods import losses
+from genrec_bench.methods.base import Context, Method, MethodConfig
+
+
+class NextItemConfig(MethodConfig):
+    """What all next-item models share."""
+
+    dim: int = 64  # width of item vectors and of the model
+    max_length: int = 50  # most recent items a prediction looks at
+    dropout: float = 0.5
+    loss: Literal["ce", "sampled_ce", "bce"] = "ce"  # full softmax, shared uniform negatives, one negative a position
+    negatives: int = 1024  # of sampled_ce, per step
+    low_precision_loss: bool = True  # bf16 products in the full softmax (weights and optimiser stay float32)
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    batch_positions: int = 1024  # target positions a step, so each position weighs the same whatever the lengths
+    epochs: int = 200
+    patience: int = 10  # validations without a better score before training stops
+
+
+class NextItemModel(Protocol):
+    """A causal model: hidden states that predict the item after each position."""
+
+    def __call__(self, items: Tensor) -> Tensor:
+        """(B, L) item numbers, right-padded with num_items -> (B, L, dim)."""
+
+    def item_table(self) -> Tensor:
+        """(num_items, dim) output vectors."""
+
+
+def windows(sequences: Histories, max_length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end (exclusive) of training windows into ``sequences.items``; the targets are one further.
+
+    A sequence of at most ``max_length`` + 1 items is one window; a longer one is cut at a random phase, new each epoch,
+    so that no position is always the first of its window.
+    """
+    inputs = sequences.lengths - 1
+    first = sequences.offsets[:-1]
+    short = (inputs > 0) & (inputs <= max_length)
+    starts, ends = [first[short]], [first[short] + inputs[short]]
+    for row in np.flatnonzero(inputs > max_length):
+        cuts = np.arange(rng.integers(1, max_length + 1), inputs[row], max_length)
+        starts.append(first[row] + np.concatenate([[0], cuts]))
+        ends.append(first[row] + np.concatenate([cuts, [inputs[row]]]))
+    return np.concatenate(starts), np.concatenate(ends)
+
+
+def batches(
+    sequences: Histories, max_length: int, positions: int, pad: int, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch: ``(inputs (B, L), mask (B, L), targets (P,))``, about ``positions`` targets each, in random order."""
+    starts, ends = windows(sequences, max_length, rng)
+    lengths = ends - starts
+    order = np.lexsort((rng.random(len(lengths)), lengths))  # similar lengths together, random among equals
+    number = (np.cumsum(lengths[order]) - 1) // positions
+    groups = np.split(order, np.flatnonzero(np.diff(number)) + 1)
+    for group in (groups[i] for i in rng.permutation(len(groups))):
+        column = np.arange(lengths[group].max())
+        mask = column < lengths[group][:, None]
+        at = (starts[group][:, None] + column)[mask]
+        inputs = np.full(mask.shape, pad, dtype=np.int64)
+        inputs[mask] = sequences.items[at]
+        targets = sequences.items[at + 1].astype(np.int64)
+        yield torch.from_numpy(inputs), torch.from_numpy(mask), torch.from_numpy(targets)
+
+
+@dataclass
+class _Progress:
+    """Where training stands between two epochs."""
+
+    epoch: int = 0
+    best: float = -1.0
+    since_best: int = 0
+
+
+def train_next_item(
+    model: nn.Module, method: Method, train: TrainView, config: NextItemConfig, context: Context
+) -> None:
+    """Train ``model`` (a `NextItemModel`) until validation stops improving; leaves the best epoch's weights in it.
+
+    ``method`` is what ``context.validate`` asks for recommendations: its model is ``model``. Resumes from the context's
+    checkpoint; data order depends on (seed, epoch) alone, so a resumed run equals an undisturbed one.
+    """
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    progress = _Progress()
+    best_weights = _copy(model)
+    if (saved := context.checkpoint.load()) is not None:
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        best_weights, progress = saved["best_weights"], _Progress(**saved["progress"])
+    while progress.epoch < config.epochs and progress.since_best < config.patience:
+        started = time.monotonic()
+        loss = _epoch(model, optimiser, train, config, context, progress.epoch)
+        trained = time.monotonic()
+        model.eval()
+        score = context.validate(method)
+        progress.epoch += 1
+        progress.since_best += 1
+        if score > progress.best:
+            progress.best, progress.since_best, best_weights = score, 0, _copy(model)
+        context.log(
+            epoch=progress.epoch,
+            loss=loss,
+            validation=score,
+            best=progress.best,
+            train_s=trained - started,
+            validate_s=time.monotonic() - trained,
+        )
+        if context.checkpoint.due():
+            context.checkpoint.save(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "best_weights": best_weights,
+                    "progress": vars(progress),
+                }
+            )
+    model.load_state_dict(best_weights)
+    model.eval()
+
+
+def _epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    train: TrainView,
+    config: NextItemConfig,
+    context: Context,
+    epoch: int,
+) -> float:
+    """One pass over all training positions; returns the mean loss of a step."""
+    model.train()
+    rng = np.random.default_rng([context.seed, epoch])
+    step_losses = []
+    for inputs, mask, targets in batches(
+        train.sequences, config.max_length, config.batch_positions, train.num_items, rng
+    ):
+        inputs, mask, targets = (part.to(context.device) for part in (inputs, mask, targets))
+        loss = _loss(model(inputs)[mask], model.item_table(), targets, config, rng)  # type: ignore[operator]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        step_losses.append(loss.detach())
+    return float(torch.stack(step_losses).mean()) if step_losses else 0.0
+
+
+def _loss(hidden: Tensor, table: Tensor, targets: Tensor, config: NextItemConfig, rng: np.random.Generator) -> Tensor:
+    if config.loss == "ce":
+        return losses.full_softmax(
+            hidden, table, targets, torch.bfloat16 if config.low_precision_loss else torch.float32
+        )
+    count = config.negatives if config.loss == "sampled_ce" else len(targets)
+    negatives = torch.from_numpy(rng.integers(0, len(table), count)).to(hidden.device)
+    return (losses.sampled_softmax if config.loss == "sampled_ce" else losses.binary)(hidden, table, targets, negatives)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@torch.inference_mode()
+def next_item_scores(model: nn.Module, histories: Histories, max_length: int) -> Tensor:
+    """Scores of all items as the continuation of each history, (B, num_items) float32."""
+    recent = histories.last(max_length)
+    table: Tensor = model.item_table()  # type: ignore[operator]
+    device = table.device
+    hidden = model(torch.from_numpy(recent.padded(pad=len(table))).to(device))  # (B, L, dim)
+    last = torch.from_numpy(np.maximum(recent.lengths - 1, 0)).to(device)  # an empty history reads the padding vector
+    return hidden[torch.arange(len(hidden), device=device), last] @ table.T
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write ``model``'s weights as safetensors."""
+    save_model(model, str(folder / "weights.safetensors"))
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Read what `save_weights` wrote into a model of the same shape."""
+    load_model(model, str(folder / "weights.safetensors"))
+    model.eval()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """All and trainable parameters."""
+    sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)

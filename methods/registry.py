@@ -1,0 +1,107 @@
+"""Where methods are found: ours by name without importing them, outside ones by decorator, file or entry point."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.methods.base import Method, MethodConfig
+
+# Name -> "module:Class": `genrec-bench methods` answers without importing torch.
+BUILT_IN = {
+    "gru4rec": "genrec_bench.methods.gru4rec:GRU4Rec",
+    "item_knn": "genrec_bench.methods.item_knn:ItemKNN",
+    "markov": "genrec_bench.methods.markov:Markov",
+    "popularity": "genrec_bench.methods.popularity:Popularity",
+    "sasrec": "genrec_bench.methods.sasrec:SASRec",
+}
+ENTRY_POINT_GROUP = "genrec_bench.methods"
+
+_registered: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: makes a method known under ``name``."""
+
+    def decorate(cls: M) -> M:
+        taken = _registered.get(name)
+        if name in BUILT_IN or (taken is not None and taken.__qualname__ != cls.__qualname__):
+            raise InputError(f"Method name '{name}' is taken by {BUILT_IN.get(name) or taken}: choose another")
+        _registered[name] = cls
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """All known method names, sorted."""
+    return sorted({*BUILT_IN, *_registered, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def get(name: str) -> type[Method]:
+    """The method class called ``name``."""
+    if name in _registered:
+        return _registered[name]
+    if name in BUILT_IN:
+        module, _, cls = BUILT_IN[name].partition(":")
+        found: type[Method] = getattr(importlib.import_module(module), cls)
+        return found
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == name:
+            loaded: type[Method] = point.load()
+            return loaded
+    raise unknown("method", name, names())
+
+
+def load_plugin(path: str | Path) -> dict[str, str]:
+    """Import a Python file that registers methods; returns ``{method name: sha256 of the file}``.
+
+    Raises InputError where the file is missing, fails to import, or registers nothing.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise InputError(f"Plugin {path}: no such file")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    module_name = f"genrec_bench_plugin_{digest[:12]}"
+    before = dict(_registered)
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"Plugin {path}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except InputError:
+            del sys.modules[module_name]
+            raise
+        except Exception as error:
+            del sys.modules[module_name]
+            raise InputError(f"Plugin {path}: {type(error).__name__}: {error}") from error
+    found = {name: digest for name, cls in _registered.items() if cls.__module__ == module_name}
+    if not found:
+        _registered.clear()
+        _registered.update(before)
+        raise InputError(f"Plugin {path}: registers no method; decorate its class with @register('name')")
+    return found
+
+
+def configure(name: str, values: dict[str, object]) -> MethodConfig:
+    """The method's config from plain values; unknown keys and wrong types are one clear InputError."""
+    config = get(name).Config
+    try:
+        return config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"key for method '{name}'", key, config.model_fields) from None
+        raise InputError(f"{name}.{key} = {first['input']!r}: {first['msg']}") from None
