@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 
 from genrec_bench.benchmark import leaderboard, statistics, tables
@@ -61,7 +62,7 @@ def compare(found: Sequence[Record], a: str, b: str, load_ranks: LoadRanks) -> l
         _comparison(key, one, other, metric)
         for key, one, other in met
         for metric in METRICS[key.protocol]
-        if metric in one.values and metric in other.values
+        if metric in one.values and metric in other.values and np.intersect1d(one.users, other.users).size
     ]
     adjusted = statistics.holm([row.t_test for row in rows])
     return [replace(row, t_test_holm=p) for row, p in zip(rows, adjusted, strict=True)]

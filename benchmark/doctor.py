@@ -5,7 +5,7 @@ import platform
 import sys
 from importlib import metadata
 
-from genrec_bench.datasets import store
+from genrec_bench.datasets.store import home, list_prepared
 
 CORE = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "pydantic", "typer", "rich", "tabulate")
 OPTIONAL = {
@@ -22,7 +22,7 @@ def diagnose() -> str:
     import torch
 
     lines = [f"genrec-bench {_version('genrec-bench')}, Python {platform.python_version()} ({sys.executable})"]
-    lines.append(f"home {store.home()}, {os.cpu_count()} CPU cores")
+    lines.append(f"home {home()}, {os.cpu_count()} CPU cores")
     if torch.cuda.is_available():
         lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     else:
@@ -32,7 +32,7 @@ def diagnose() -> str:
         version = _version(name)
         missing = f"missing: {use}; pip install 'genrec-bench[{extra}]'"
         lines.append(f"  {name} {version}" if version else f"  {name} {missing}")
-    prepared = store.list_prepared()
+    prepared = list_prepared()
     lines.append(f"data sets ready: {', '.join(prepared) if prepared else 'none'}")
     return "\n".join(lines)
 

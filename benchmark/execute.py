@@ -171,37 +171,38 @@ def _record(
         published_as=method.published_as,
         config=config,
         overrides={key: value for key, value in config.items() if value != defaults[key]},
-        dataset={
-            "name": data.name,
-            "sha256": data.sha256,
-            "users": data.num_users,
-            "items": data.num_items,
-            "interactions": data.num_interactions,
-        },
-        protocol={
-            "name": cell.rules.name,
-            "mask_seen": cell.rules.mask_seen,
-            "parameters": cell.rules.model_dump(),
-            "hash": cell.rules.hash,
-        },
+        dataset=records.Dataset(
+            name=data.name,
+            sha256=data.sha256,
+            users=data.num_users,
+            items=data.num_items,
+            interactions=data.num_interactions,
+        ),
+        protocol=protocol_of(cell),
         tier=cell.scale,
         seed=cell.seed,
         **metrics.summarise(answers, split, cell.rules.name),
-        validation={"metric": cell.rules.selection_metric, "value": best_validation},
+        validation=records.Validation(metric=cell.rules.selection_metric, value=best_validation),
         evaluated_users=users,
-        cost={
-            "parameters": parameters,
-            "trainable_parameters": trainable,
-            "train_seconds": round(train_seconds, 3),
-            "recommend_seconds": round(answers.seconds, 3),
-            "users_per_second": round(users / max(answers.seconds, 1e-9), 1),
-            "peak_memory_mib": round(_peak_memory_mib(device), 1),
-            "device": device,
-            "hardware": _hardware(device),
-            "threads": threads,
-        },
+        cost=records.Cost(
+            parameters=parameters,
+            trainable_parameters=trainable,
+            train_seconds=round(train_seconds, 3),
+            recommend_seconds=round(answers.seconds, 3),
+            users_per_second=round(users / max(answers.seconds, 1e-9), 1),
+            peak_memory_mib=round(_peak_memory_mib(device), 1),
+            device=device,
+            hardware=_hardware(device),
+            threads=threads,
+        ),
         provenance=_provenance(),
     )
+
+
+def protocol_of(cell: Cell) -> records.Protocol:
+    """A cell's rules as they stand in records."""
+    rules = cell.rules
+    return records.Protocol(name=rules.name, mask_seen=rules.mask_seen, parameters=rules.model_dump(), hash=rules.hash)
 
 
 def _peak_memory_mib(device: str) -> float:
@@ -226,7 +227,7 @@ def _hardware(device: str) -> str:
 
 
 @lru_cache
-def _provenance() -> dict[str, Any]:
+def _provenance() -> records.Provenance:
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -237,13 +238,13 @@ def _provenance() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "platform": platform.platform(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return records.Provenance(
+        git_commit=git("rev-parse", "HEAD"),
+        git_dirty=None if status is None else bool(status),
+        versions={"python": platform.python_version(), **_versions()},
+        platform=platform.platform(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _versions() -> dict[str, str]:

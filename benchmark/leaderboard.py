@@ -4,6 +4,7 @@ A table never mixes data sets (by content hash), protocols (by hash), settings o
 method under one label and config; its seeds are averaged per user before anything else. Writing tables is `tables`.
 """
 
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,9 +16,9 @@ import numpy as np
 
 from genrec_bench.benchmark import metrics, published, records, statistics, tables
 from genrec_bench.benchmark.records import Failure, Record
+from genrec_bench.benchmark.statistics import Interval
 from genrec_bench.benchmark.tables import Cell, Cost, Key, Leaderboard, Published, Row, Table
 from genrec_bench.datasets.errors import InputError, unknown
-from genrec_bench.methods.artefacts import canonical_hash
 
 LoadRanks = Callable[[Record], tuple[np.ndarray, np.ndarray]]  # users (U,) ascending and ranks (U,) of one run
 TIERS = ("tiny", "base", "paper")
@@ -31,6 +32,7 @@ class Entry:
     runs: list[Record]  # by seed
     users: np.ndarray  # (U,) evaluated in all runs
     values: dict[str, np.ndarray]  # metric -> (U,)
+    weights: dict[str, np.ndarray]  # metric -> (U,) share of seeds under which the user counts
     seed_means: dict[str, list[float]]  # metric -> one mean a seed
     name: str = ""
 
@@ -130,7 +132,7 @@ def _entries(found: Iterable[Record], load_ranks: LoadRanks) -> list[Entry]:
     rows: dict[tuple[str, ...], dict[int, Record]] = defaultdict(dict)
     # By time of creation: of two runs of one seed (another library version, say) the later one counts.
     for record in sorted(found, key=lambda record: (record.provenance.created, record.run_id)):
-        same = (record.method, record.label, canonical_hash(record.overrides), str(record.method_version))
+        same = (record.method, record.label, _settings(record), str(record.method_version))
         rows[(*same, record.plugin_sha256 or "")][record.seed] = record
     entries = [_entry([runs[seed] for seed in sorted(runs)], load_ranks) for _, runs in sorted(rows.items())]
     _name(entries)
@@ -146,24 +148,39 @@ def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
         metrics.per_user(ranks[np.isin(mine, users)], run.protocol.name)
         for run, (mine, ranks) in zip(runs, loaded, strict=True)
     ]
-    values = {name: statistics.over_seeds([one[name] for one in per_seed]) for name in per_seed[0]}
-    counted = {name: column for name, column in values.items() if np.isfinite(column).any()}
-    seed_means = {name: [float(np.nanmean(one[name])) for one in per_seed if np.isfinite(one[name]).any()]
-                  for name in counted}  # fmt: skip
-    return Entry(runs, users, counted, seed_means)
+    by_metric = {name: [one[name] for one in per_seed] for name in per_seed[0]}
+    counting = {name: seeds for name, seeds in by_metric.items() if np.isfinite(np.concatenate(seeds)).any()}
+    return Entry(
+        runs,
+        users,
+        values={name: statistics.over_seeds(seeds) for name, seeds in counting.items()},
+        weights={name: statistics.counted_share(seeds) for name, seeds in counting.items()},
+        seed_means={
+            name: [float(np.nanmean(values)) for values in seeds if np.isfinite(values).any()]
+            for name, seeds in counting.items()
+        },
+    )
+
+
+def _settings(record: Record) -> str:
+    return json.dumps(record.overrides, sort_keys=True, ensure_ascii=False)
 
 
 def _name(entries: list[Entry]) -> None:
     """Names that differ within a table: the label, and where that is not enough, what was set, and the version."""
+    taken: dict[str, int] = defaultdict(int)
     for entry in entries:
         run = entry.runs[0]
-        settings = ", ".join(f"{key}={value}" for key, value in sorted(run.overrides.items()))
         same_label = [other.runs[0] for other in entries if other.runs[0].label == run.label]
         entry.name = run.label
-        if len({canonical_hash(other.overrides) for other in same_label}) > 1:
+        if len({_settings(other) for other in same_label}) > 1:
+            settings = ", ".join(f"{key}={value}" for key, value in sorted(run.overrides.items()))
             entry.name += f" ({settings or 'defaults'})"
         if len({(other.method, other.method_version, other.plugin_sha256) for other in same_label}) > 1:
             entry.name += f" [{run.method} v{run.method_version} {(run.plugin_sha256 or '')[:6]}".rstrip() + "]"
+        taken[entry.name] += 1
+        if taken[entry.name] > 1:
+            entry.name += f" #{taken[entry.name]}"
 
 
 def aligned(entries: Sequence[Entry], metric: str) -> dict[str, np.ndarray]:
@@ -178,27 +195,35 @@ def aligned(entries: Sequence[Entry], metric: str) -> dict[str, np.ndarray]:
 
 
 def _table(one: Group, keys: Sequence[Key]) -> Table:
-    names = list(metrics.PER_USER[one.key.protocol])
-    tied = {name: statistics.tied_with_best(aligned(one.entries, name)) for name in names}
-    best = {name: max((float(np.nanmean(entry.values[name])) for entry in one.entries if name in entry.values),
-                      default=np.nan) for name in names}  # fmt: skip
-    rows = [_row(entry, best, tied, one.failures) for entry in one.entries]
+    intervals = {entry.name: statistics.bootstrap(entry.values, entry.weights) for entry in one.entries}
+    standing = {}
+    for metric in metrics.PER_USER[one.key.protocol]:
+        means = {name: cells[metric].mean for name, cells in intervals.items() if metric in cells}
+        if means:
+            best = max(sorted(means), key=lambda name: means[name])
+            standing[metric] = (means[best], statistics.tied_with_best(aligned(one.entries, metric), best))
+    rows = [_row(entry, intervals[entry.name], standing, one.failures) for entry in one.entries]
     order_by = ORDER_BY[one.key.protocol]
     rows.sort(key=lambda row: (-round(row.metrics[order_by].mean, 9) if order_by in row.metrics else 1.0, row.name))
     return Table(one.key, (*rows, *_empty_rows(one)), tuple(_notes(one, rows, keys)))
 
 
 def _row(
-    entry: Entry, best: Mapping[str, float], tied: Mapping[str, Mapping[str, bool]], failures: Sequence[Failure]
+    entry: Entry,
+    intervals: Mapping[str, Interval],
+    standing: Mapping[str, tuple[float, Mapping[str, bool]]],
+    failures: Sequence[Failure],
 ) -> Row:
+    """``standing``: metric -> the best mean of the table, and which rows are tied with it."""
     run = entry.runs[0]
     printed = (
         published.lookup(run.dataset.name, run.protocol.name, run.published_as) if run.published_as is not None else {}
     )
     cells = {}
-    for name, interval in statistics.bootstrap(entry.values).items():
+    for name, interval in intervals.items():
         seeds = entry.seed_means[name]
-        is_best = interval.mean >= best[name] - 1e-12
+        best_mean, tied = standing[name]
+        is_best = interval.mean >= best_mean - 1e-12
         target = printed.get(name)
         # The papers leave seen items in the ranking.
         beside = None if target is None else Published(
@@ -207,7 +232,7 @@ def _row(
         )  # fmt: skip
         cells[name] = Cell(
             interval.mean, interval.low, interval.high, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
-            is_best, tied[name][entry.name] and not is_best, beside,
+            is_best, tied[entry.name] and not is_best, beside,
         )  # fmt: skip
     seeds_run = tuple(one.seed for one in entry.runs)
     return Row(

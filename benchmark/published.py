@@ -3,8 +3,8 @@
 `published.csv` holds EAGER-LLM (tables 2-4; its submission version LLM-BS repeats them), AGRec (2-7), RSLLM (2, 4) and
 the corrected rows of LLaRA's own page. A method, data set or metric has our name; hit@k is recall@k. ``ok`` is false
 for a figure that cannot be a target: a misprint, a copy, a superseded value, or any cell of a row that fails the
-arithmetic test where nothing shows which cell is wrong; ``note`` says why. Improvement percentages, averages and timings
-are left out.
+arithmetic test where nothing shows which cell is wrong; ``note`` says why. Improvement percentages, averages and
+timings are left out.
 """
 
 import csv
@@ -48,8 +48,12 @@ class Target(NamedTuple):
 def rows() -> tuple[Row, ...]:
     """All printed figures, in the order of the file."""
     with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))[1:]
-    return tuple(Row(*where, float(value), ok == "true", note) for *where, value, ok, note in lines)
+        return tuple(_row(line) for line in csv.DictReader(file))
+
+
+def _row(line: dict[str, str]) -> Row:
+    value, ok = float(line.pop("value")), line.pop("ok") == "true"
+    return Row(**line, value=value, ok=ok)
 
 
 def lookup(dataset: str, protocol: str, method: str, variant: str | None = None) -> dict[str, Target]:

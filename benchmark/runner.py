@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from genrec_bench.benchmark import records
-from genrec_bench.benchmark.execute import MethodFault, execute, run_id
+from genrec_bench.benchmark.execute import MethodFault, execute, protocol_of, run_id
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.datasets import store
@@ -199,12 +199,7 @@ def failure_of(cell: Cell, identity: str, reason: str, dataset_sha256: str) -> r
         label=cell.label,
         dataset=cell.dataset,
         dataset_sha256=dataset_sha256,
-        protocol={
-            "name": cell.rules.name,
-            "mask_seen": cell.rules.mask_seen,
-            "parameters": cell.rules.model_dump(),
-            "hash": cell.rules.hash,
-        },
+        protocol=protocol_of(cell),
         tier=cell.scale,
         seed=cell.seed,
         reason=reason,

@@ -1,7 +1,8 @@
 """Uncertainty and significance over users: bootstrap intervals, paired tests, corrections. Pure functions on arrays.
 
 A per-user value of NaN means that the user does not count for that metric (an invalid answer for a "given valid"
-ratio): means are over the other users. Users are paired between methods; values are averaged over seeds per user first.
+ratio): means are over the other users. Users are paired between methods; values are averaged over seeds per user first,
+and where a user counts under some seeds only, the share of those seeds is the user's weight in means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +33,31 @@ def over_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.divide(total, counted.sum(axis=0), out=np.full(stacked.shape[1], np.nan), where=counted.any(axis=0))
 
 
-def bootstrap(values: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
+def counted_share(values: Sequence[np.ndarray]) -> np.ndarray:
+    """(U,) share of the seeds under which a user counts; ``values`` as in `over_seeds`."""
+    return (~np.isnan(np.stack(values))).mean(axis=0)
+
+
+def bootstrap(
+    values: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
     """95% percentile intervals of the mean over users, all metrics on the same resamples.
 
-    ``values`` maps a metric to its (U,) values. A metric that counts for no user is left out of the answer.
+    ``values`` maps a metric to its (U,) values, ``weights`` some of them to (U,) weights; without, users who count
+    weigh the same. A metric that counts for no user is left out of the answer.
     """
     names = [name for name, column in values.items() if np.isfinite(column).any()]
     if not names:
         return {}
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names], axis=1)  # (U, m)
-    counted = ~np.isnan(table)
+    shares = [(weights or {}).get(name, ~np.isnan(values[name])) for name in names]
+    weight = np.stack(shares, axis=1).astype(np.float64)  # (U, m)
     # Users with equal rows are interchangeable: drawing how often each distinct row occurs is the same experiment as
     # drawing users, and a table made from ranks has a few dozen distinct rows however many users there are.
-    rows, sizes = np.unique(np.hstack([np.where(counted, table, 0.0), counted]), axis=0, return_counts=True)
+    rows, sizes = np.unique(np.hstack([np.nan_to_num(table) * weight, weight]), axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
     means = [
         _weighted_means(rng.multinomial(len(table), sizes / len(table), size=count), rows)
@@ -56,10 +69,10 @@ def bootstrap(values: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed
 
 
 def _weighted_means(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(r, m) means under (r, g) counts of the (g, 2m) distinct rows: m values, then m flags for those that count."""
+    """(r, m) means under (r, g) counts of the (g, 2m) distinct rows: m weighted values, then their m weights."""
     sums = weights.astype(np.float64) @ rows
-    total, counted = np.hsplit(sums, 2)
-    return np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
+    total, weight = np.hsplit(sums, 2)
+    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
 def _chunks(count: int, width: int) -> list[int]:
@@ -123,16 +136,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def tied_with_best(values: Mapping[str, np.ndarray], significance: float = SIGNIFICANCE) -> dict[str, bool]:
-    """For each method, whether it cannot be told from the one with the highest mean (which is True itself).
+def tied_with_best(
+    values: Mapping[str, np.ndarray], best: str | None = None, significance: float = SIGNIFICANCE
+) -> dict[str, bool]:
+    """For each method, whether it cannot be told from the best one (which is True itself).
 
-    ``values`` maps a method to its (U,) seed-averaged values, users aligned. Paired t-tests against the best,
-    Holm-corrected over the methods; tied where the adjusted p is at least ``significance``.
+    ``values`` maps a method to its (U,) seed-averaged values, users aligned; ``best`` is by default the one with the
+    highest mean. Paired t-tests against the best, Holm-corrected over the methods; tied where the adjusted p is at
+    least ``significance``.
     """
     counting = {name: column for name, column in values.items() if not np.isnan(column).all()}
     if not counting:
         return dict.fromkeys(values, False)
-    best = max(sorted(counting), key=lambda name: float(np.nanmean(counting[name])))
+    if best not in counting:
+        best = max(sorted(counting), key=lambda name: float(np.nanmean(counting[name])))
     others = [name for name in counting if name != best]
     adjusted = holm([paired_t(counting[best], counting[name]) for name in others])
     tied = {best: True, **{name: p >= significance for name, p in zip(others, adjusted, strict=True)}}

@@ -123,7 +123,7 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
     unused = set(settings) - {entry.method for entry in suite.methods}
     if unused:
         raise InputError(f"--set {sorted(unused)[0]}.…: that method is not part of this run")
-    return [
+    found = [
         Cell(
             method=entry.method,
             label=entry.label or entry.method,
@@ -148,6 +148,20 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
         for seed in suite.seeds
         if protocol_name != "cand20" or registry.get(entry.method).candidate_protocol()
     ]
+    _refuse_twins(found)
+    return found
+
+
+def _refuse_twins(found: list[Cell]) -> None:
+    """Two rows that are the same run under two names would share one record."""
+    seen: dict[tuple[object, ...], str] = {}
+    for cell in found:
+        key = (cell.method, cell.config.model_dump_json(), cell.dataset, cell.rules, cell.seed)
+        if key in seen:
+            raise InputError(
+                f"'{seen[key]}' and '{cell.label}' are the same run of {cell.method}: change a config value"
+            )
+        seen[key] = cell.label
 
 
 def seconds(duration: str) -> float:

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 ROW_SCHEMA = 1  # of a JSON row; raised when a field changes its meaning
 WIDTH = 120  # columns of the plain form
+MIN_NAME = 8  # columns left to a name that has to give way
 TITLES = {
     "amazon2014-beauty": "Amazon 2014 Beauty",
     "amazon2014-sports": "Amazon 2014 Sports",
@@ -253,7 +254,7 @@ def _text_table(table: Table, bold: bool) -> str:
     head = ["method", *map(metric_title, narrow), *COST_HEADINGS, f"paper {metric_title(narrow[0])}"]
     lines = [[clean(row.name), *_text_cells(row, narrow)] for row in table.rows if row.runs]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    widths[0] = max(12, min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    widths[0] = max(MIN_NAME, min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
     shown = [_text_line(head, widths)]
     for row, line in zip([row for row in table.rows if row.runs], lines, strict=True):
         best = [name in row.metrics and row.metrics[name].best for name in narrow]
@@ -275,7 +276,9 @@ def _text_cells(row: Row, names: Sequence[str]) -> list[str]:
         cells.append("-" if cell is None else f"{cell.mean:.4f} [{_short(cell.low)},{_short(cell.high)}]{mark}")
     main = row.metrics.get(names[0])
     beside = main.published if main else None
-    paper = "-" if beside is None else f"{beside.value:.4f} {beside.verdict.replace('different', 'other')}"
+    paper = (
+        "-" if beside is None else f"{beside.value:.4f} {beside.verdict.replace('different protocol', 'other rules')}"
+    )
     return [*cells, *_costs(row), paper]
 
 

@@ -76,11 +76,13 @@ class Form(_Strict):
     options: dict[str, Any] = {}
     filters: list[dict[str, dict[str, Any]]] = []  # in this order, see filters.FILTERS
     counts: Counts | None = None  # measured on these files; preparing refuses any other result
+    on_request: bool = False  # another selection than the published one: only by --form or from files under --from
     note: str = ""
 
     @property
     def fetchable(self) -> bool:
-        return all(file.fetchable or file.optional for file in self.files)
+        """Whether it is fetched without being asked for by name and without a person's help."""
+        return not self.on_request and all(file.fetchable or file.optional for file in self.files)
 
 
 class Card(_Strict):
@@ -125,7 +127,8 @@ def parse(text: str, where: str) -> Card:
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one: the misspelling says more.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(), n=1)

@@ -101,10 +101,10 @@ class InteractionData:
 
     def _content_hash(self) -> str:
         digest = hashlib.sha256()
-        digest.update(np.ascontiguousarray(self.sequences.offsets, dtype="<i8"))
-        digest.update(np.ascontiguousarray(self.sequences.items, dtype="<i4"))
+        digest.update(self.sequences.offsets.astype("<i8").tobytes())
+        digest.update(self.sequences.items.astype("<i4").tobytes())
         if self.timestamps is not None:
-            digest.update(np.ascontiguousarray(self.timestamps, dtype="<i8"))
+            digest.update(self.timestamps.astype("<i8").tobytes())
         # Length-prefixed so that moving a character from one field to the next changes the hash.
         for column in (self.user_ids, *(self.items[name].to_numpy() for name in ITEM_COLUMNS)):
             for value in column:

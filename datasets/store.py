@@ -120,7 +120,7 @@ def list_prepared() -> list[str]:
 
 
 def _folder(name: str) -> Path:
-    if not re.match(catalogue.NAME_PATTERN, name) or len(name) > 100:
+    if not re.fullmatch(catalogue.NAME_PATTERN, name) or len(name) > 100:
         raise InputError(
             f"Data set name '{name}' is not allowed: letters, digits, '-', '_' and '.', "
             "starting with a letter or digit, at most 100 characters"
@@ -144,7 +144,11 @@ def _from_dir(card: Card, source: Path, cache: Path, form: str | None) -> tuple[
 def _first_ready(card: Card, cache: Path) -> Form:
     """A form whose files are in the cache already, else one that can be fetched."""
     for form in card.forms:
-        if form.files and all((cache / form.name / file.name).is_file() or file.optional for file in form.files):
+        if (
+            form.files
+            and not form.on_request
+            and all((cache / form.name / file.name).is_file() or file.optional for file in form.files)
+        ):
             return form
     ready = next((form for form in card.forms if form.fetchable), None)
     if ready is None:

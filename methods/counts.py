@@ -1,4 +1,4 @@
-"""Saving and loading of methods whose whole model is a few count arrays."""
+"""Saving and loading of methods whose whole model is item counts and an item-item matrix."""
 
 from pathlib import Path
 
@@ -6,21 +6,19 @@ import numpy as np
 from scipy import sparse
 
 
-def save_counts(folder: Path, popularity: np.ndarray, matrix: sparse.csr_array | None = None) -> None:
-    """Write item counts (N,) and, where there is one, an item-item matrix (N, N)."""
+def save_counts(folder: Path, popularity: np.ndarray, matrix: sparse.csr_array) -> None:
+    """Write item counts (N,) and an item-item matrix (N, N)."""
     np.save(folder / "popularity.npy", popularity, allow_pickle=False)
-    if matrix is not None:
-        sparse.save_npz(folder / "matrix.npz", matrix)
+    sparse.save_npz(folder / "matrix.npz", matrix)
 
 
-def load_counts(folder: Path) -> tuple[np.ndarray, sparse.csr_array | None]:
+def load_counts(folder: Path) -> tuple[np.ndarray, sparse.csr_array]:
     """What `save_counts` wrote."""
-    matrix = folder / "matrix.npz"
     popularity = np.load(folder / "popularity.npy", allow_pickle=False)
-    return popularity, sparse.csr_array(sparse.load_npz(matrix)) if matrix.exists() else None
+    return popularity, sparse.csr_array(sparse.load_npz(folder / "matrix.npz"))
 
 
-def count_numbers(popularity: np.ndarray, matrix: sparse.csr_array | None = None) -> tuple[int, int]:
+def count_numbers(popularity: np.ndarray, matrix: sparse.csr_array) -> tuple[int, int]:
     """Stored numbers, as parameters: all of them are learned."""
-    total = len(popularity) + (matrix.nnz if matrix is not None else 0)
+    total = len(popularity) + matrix.nnz
     return total, total

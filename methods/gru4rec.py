@@ -30,12 +30,12 @@ class GRU4RecConfig(NextItemConfig):
 
     hidden: int = 128
     layers: int = 1
-    dropout: float = 0.3
+    dropout: float = 0.5
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128],
         "hidden": [64, 128, 256],
-        "dropout": [0.1, 0.3, 0.5],
+        "dropout": [0.2, 0.3, 0.5, 0.6],
         "learning_rate": (3e-4, 5e-3),
         "weight_decay": [0.0, 0.01, 0.1, 0.3],
     }

@@ -23,7 +23,7 @@ class ItemKNNConfig(MethodConfig):
 
     neighbours: int = 200
     shrink: float = 10.0
-    decay: float = 0.8  # weight of an item falls by this factor a step into the past; 1: order ignored
+    decay: float = 0.5  # weight of an item falls by this factor a step into the past; 1: order ignored
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "neighbours": [50, 100, 200, 500],

@@ -22,8 +22,8 @@ from genrec_bench.methods.scoring import Scorer
 class MarkovConfig(MethodConfig):
     """``skip`` adds the successors of earlier items: the item d steps before the last weighs skip ** d."""
 
-    backoff: float = 1.0  # pseudo-observations drawn from popularity
-    skip: float = 0.5  # 0: the last item alone
+    backoff: float = 10.0  # pseudo-observations drawn from popularity
+    skip: float = 0.3  # 0: the last item alone
     order: int = 5  # most recent items looked at when skip > 0
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {

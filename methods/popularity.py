@@ -6,7 +6,6 @@ import numpy as np
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context
-from genrec_bench.methods.counts import count_numbers, load_counts, save_counts
 from genrec_bench.methods.scoring import Scorer
 
 
@@ -22,10 +21,10 @@ class Popularity(Scorer):
         return np.broadcast_to(self.popularity, (len(histories), len(self.popularity))).copy()
 
     def save(self, folder: Path) -> None:
-        save_counts(folder, self.popularity)
+        np.save(folder / "popularity.npy", self.popularity, allow_pickle=False)
 
     def load(self, folder: Path, train: TrainView, context: Context) -> None:
-        self.popularity, _ = load_counts(folder)
+        self.popularity = np.load(folder / "popularity.npy", allow_pickle=False)
 
     def parameters(self) -> tuple[int, int]:
-        return count_numbers(self.popularity)
+        return len(self.popularity), len(self.popularity)

@@ -35,6 +35,15 @@ def test_bootstrap_of_a_ratio_counts_only_those_who_count():
     assert (found["all"].low, found["all"].high) == (1.0, 1.0)
 
 
+def test_a_user_weighs_as_much_as_the_seeds_under_which_it_counts():
+    """Seeds: (1, -) and (0, 0) for two users: one right of three that count, though the mean of the users is 1/2."""
+    seeds = [np.array([1.0, 0.0]), np.array([np.nan, 0.0])]
+    values, share = statistics.over_seeds(seeds), statistics.counted_share(seeds)
+    assert share.tolist() == [0.5, 1.0]
+    assert statistics.bootstrap({"m": values}, {"m": share})["m"].mean == pytest.approx(1 / 3)
+    assert statistics.bootstrap({"m": values})["m"].mean == 0.5
+
+
 def test_bootstrap_is_seeded_and_does_not_depend_on_the_order_of_users():
     values = RNG.integers(0, 3, 100).astype(float)
     once = statistics.bootstrap({"m": values}, seed=3)

@@ -24,8 +24,8 @@ def read_letter(path: Path) -> Events:
     """``path``: the `.inter.json` file or a folder with exactly one."""
     source = _inter_file(path)
     sequences = _object(load_json(source), source)
-    for user, items in sequences.items():
-        _check_sequence(user, items, source)
+    for user_id, items in sequences.items():
+        _check_sequence(user_id, items, source)
     lengths = np.array([len(items) for items in sequences.values()], dtype=np.int64)
     item = np.fromiter(chain.from_iterable(sequences.values()), dtype=np.int64, count=int(lengths.sum()))
     user = np.repeat(np.arange(len(sequences)), lengths)

@@ -1,0 +1,281 @@
+"""Tables from hand-made records: four users, ranks of 0 and 1, so that every number can be worked by hand.
+
+A mean of n equal values out of four users has a binomial bootstrap distribution: 3 of 4 gives .25 to 1, 2 of 4 gives 0
+to 1 (each end has more than 2.5%).
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_records import make_failure, make_record, make_users
+
+from genrec_bench.benchmark import leaderboard, metrics, records, statistics
+from genrec_bench.datasets.errors import InputError
+
+BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 9, "items": 20, "interactions": 99}
+FULL = {"name": "full", "mask_seen": False, "parameters": {}, "hash": "aaaaaaaaaaaa"}
+CAND20 = {"name": "cand20", "mask_seen": False, "parameters": {}, "hash": "cccccccccccc"}
+
+
+def add(results: Path, label: str, seed: int, ranks: list[int], method: str = "sasrec", **changes: Any) -> None:
+    """Store a run whose id is made of what makes it different."""
+    protocol = changes.get("protocol", FULL)
+    array = np.array(ranks)
+    record = make_record(
+        f"run{len(list(results.rglob('run.json')))}", array, method=method, label=label, seed=seed,
+        **{"dataset": BEAUTY, "protocol": protocol,
+           "metrics": statistics.bootstrap(metrics.per_user(array, protocol["name"])), **changes},
+    )  # fmt: skip
+    records.write(results, record, array, None, make_users(len(ranks)))
+
+
+def fail(results: Path, label: str, seed: int, reason: str, method: str = "tiger") -> None:
+    failure = make_failure(f"failed{seed}", reason).model_copy(
+        update={"label": label, "method": method, "dataset": BEAUTY["name"], "seed": seed,
+                "protocol": records.Protocol.model_validate(FULL)}
+    )  # fmt: skip
+    records.write_failure(results, failure)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """alpha: 3 of 4 found. beta over two seeds: .5 .5 0 0, mean .25. tiger: failed."""
+    add(tmp_path, "beta", 0, [1, 0, 0, 0])
+    add(tmp_path, "beta", 1, [0, 1, 0, 0])
+    add(tmp_path, "alpha", 0, [1, 1, 1, 0], method="eager", published_as="EAGER-LLM")
+    fail(tmp_path, "tiger", 0, "out of memory")
+    return tmp_path
+
+
+def rows(results: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(leaderboard.render(results, "json", **options))}
+
+
+def test_text_golden(results):
+    title, *lines = leaderboard.render(results, "text").splitlines()
+    assert title == (
+        "Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds"
+        "   (best **, * tied with best)"
+    )
+    assert [[cell.strip() for cell in line.split("  ") if cell] for line in lines] == [
+        ["method", "Recall@10", "NDCG@10", "params", "train", "users/s", "peak MiB", "paper Recall@10"],
+        ["alpha", *["0.7500 [.2500,1.0000]**"] * 2, "10", "2 s", "40", "100", "0.0830 higher"],
+        ["beta", *["0.2500 [.0000,.5000]*"] * 2, "10", "2 s", "40", "100", "-"],
+        ["tiger", "- missing: out of memory"],
+    ]
+    assert lines[0].index("NDCG@10") == lines[1].index("0.", 30) == lines[2].index("0.", 30)  # columns stand in line
+
+
+def test_the_best_is_bold_on_a_terminal(results):
+    line = leaderboard.render(results, "text", bold=True).splitlines()[2]
+    assert line.startswith("alpha     \x1b[1m0.7500 [.2500,1.0000]\x1b[0m    \x1b[1m0.7500")
+
+
+def test_markdown_golden(results):
+    lines = leaderboard.render(results, "md").splitlines()
+    assert lines[0] == "### Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:]]
+    assert cells[0][:5] == ["method", "users", "seeds", "Recall@5", "Recall@10"]
+    best, tied = r"**0.7500** \[0.2500, 1.0000\]", r"0.2500\* \[0.0000, 0.5000\]"
+    printed = "Recall@5 0.0548 higher; Recall@10 0.0830 higher; NDCG@5 0.0369 higher; NDCG@10 0.0459 higher"
+    assert cells[2] == ["alpha", "4", "1", *[best] * 4, "10", "2 s", "40", "100", f"{printed} (EAGER-LLM 2)"]
+    assert cells[3] == ["beta", "4", "2", *[tied] * 4, "10", "2 s", "40", "100", "-"]
+    assert cells[4] == ["tiger", *[""] * 10, "missing: out of memory"]
+
+
+def test_json_golden(results):
+    found = json.loads(leaderboard.render(results, "json"))
+    assert [row["name"] for row in found] == ["alpha", "beta", "tiger"]
+    alpha, beta, tiger = found
+    assert alpha["metrics"]["recall@10"] == {
+        "mean": 0.75, "low": 0.25, "high": 1.0, "sd": None, "best": True, "tied_with_best": False,
+    }  # fmt: skip
+    assert alpha["published"]["ndcg@10"] == {
+        "value": 0.0459, "paper": "EAGER-LLM", "table": "2", "verdict": "higher",
+    }  # fmt: skip
+    assert beta["metrics"]["recall@10"]["mean"] == 0.25
+    assert beta["metrics"]["recall@10"]["tied_with_best"]
+    assert beta["metrics"]["recall@10"]["sd"] == 0.0  # each seed found one of four
+    assert beta["seeds"] == [0, 1]
+    assert len(beta["runs"]) == 2
+    assert beta["cost"]["train_seconds"] == 1.5
+    for row in found:
+        assert row["schema"] == 1
+        expected = ("amazon2014-beauty", "full", "tiny", False)
+        assert (row["dataset"], row["protocol"], row["tier"], row["mask_seen"]) == expected
+    assert tiger["metrics"] == {}
+    assert tiger["cost"] is None
+    assert tiger["reason_missing"] == "out of memory"
+
+
+def test_csv_has_a_line_a_metric_and_one_for_an_empty_cell(results):
+    lines = list(csv.DictReader(io.StringIO(leaderboard.render(results, "csv"))))
+    assert len(lines) == 9 + 9 + 1
+    recall = next(line for line in lines if (line["label"], line["metric"]) == ("beta", "recall@10"))
+    assert (recall["mean"], recall["low"], recall["high"], recall["sd_over_seeds"]) == ("0.25", "0.0", "0.5", "0.0")
+    assert (recall["seeds"], recall["tied_with_best"]) == ("0 1", "True")
+    assert (lines[-1]["label"], lines[-1]["reason_missing"]) == ("tiger", "out of memory")
+
+
+def test_latex_golden(results):
+    text = leaderboard.render(results, "latex")
+    assert r"\textbf{0.7500} {\scriptsize [0.2500, 1.0000]}" in text
+    assert r"\underline{0.2500}$^\dagger$ {\scriptsize [0.0000, 0.5000]}" in text
+    assert r"tiger & \multicolumn{11}{l}{missing: out of memory} \\" in text
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert text.count(rule) == 1
+
+
+HOSTILE = "a|b_c&d<e>%$#{}~^\\*[x]`\n\x1b[31m"
+
+
+def test_names_and_reasons_are_escaped_in_every_form(tmp_path):
+    add(tmp_path, HOSTILE, 0, [1, 0, 0, 0])
+    add(tmp_path, "=1+1", 0, [1, 1, 0, 0])
+    fail(tmp_path, "tiger", 0, "a | b\nc")
+    forms = {name: leaderboard.render(tmp_path, name) for name in ("text", "md", "csv", "latex", "json")}
+    assert r"a\|b\_c&amp;d&lt;e&gt;%$\#{}".replace("{}", r"\{\}") + r"\~^\\\*\[x\]\`" in forms["md"]
+    assert len({line.replace(r"\|", "").count("|") for line in forms["md"].splitlines() if line.startswith("|")}) == 1
+    escaped = r"a\textbar{}b\_c\&d\textless{}e\textgreater{}\%\$\#\{\}\textasciitilde{}\textasciicircum{}"
+    assert escaped + r"\textbackslash{}*[x]" in forms["latex"]
+    assert "\x1b" not in forms["text"] + forms["md"] + forms["latex"] + forms["csv"]
+    assert {line["label"] for line in csv.DictReader(io.StringIO(forms["csv"]))} >= {"'=1+1"}
+    assert {row["label"] for row in json.loads(forms["json"])} == {HOSTILE, "=1+1", "tiger"}
+    assert "missing: a | b c" in forms["text"]
+
+
+def test_text_fits_120_columns(results):
+    add(results, "a method with a very long name " * 4, 0, [0, 0, 0, 0], published_as="TIGER")
+    add(
+        results,
+        "long" * 20,
+        0,
+        [1, 1, 1, 0],
+        published_as="TIGER",
+        protocol={**FULL, "mask_seen": True, "hash": "bbbbbbbbbbbb"},
+        cost={**make_record().cost.model_dump(), "users_per_second": 123_456.0, "train_seconds": 7000.0},
+    )
+    fail(results, "tiger", 1, "something long " * 20)
+    lines = leaderboard.render(results, "text").splitlines()
+    assert "0.0648 other rules" in lines[-1]
+    assert max(len(line) for line in lines if not line.startswith("note: ")) <= 120
+
+
+def test_the_same_records_give_the_same_bytes(results, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy")
+    for path in sorted((path for path in results.rglob("*") if path.is_file()), reverse=True):
+        target = copy / path.relative_to(results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        os.utime(target, (0, 0))
+    for form in ("text", "md", "csv", "latex", "json"):
+        assert leaderboard.render(results, form) == leaderboard.render(copy, form)
+
+
+def test_tables_never_mix_data_protocols_seen_items_or_tiers(results):
+    add(results, "alpha", 1, [1, 1, 1, 1], tier="base")
+    add(results, "alpha", 2, [1, 1, 1, 1], dataset={**BEAUTY, "sha256": "11ee"})
+    add(results, "alpha", 3, [1, 1, 1, 1], protocol={**FULL, "mask_seen": True, "hash": "bbbbbbbbbbbb"})
+    add(results, "alpha", 4, [1, 1, 0, 2], protocol=CAND20)
+    text = leaderboard.render(results, "text")
+    titles = [line.split("   ")[0] for line in text.splitlines() if "Beauty" in line]
+    assert titles == [
+        "Amazon 2014 Beauty · 20 candidates · tier tiny · 4 users · 1 seed",
+        "Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds",
+        "Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1 seed",
+        "Amazon 2014 Beauty · full ranking · seen items kept · tier base · 4 users · 1 seed",
+        "Amazon 2014 Beauty · full ranking · seen items removed · tier tiny · 4 users · 1 seed",
+    ]
+    assert "2 different contents of amazon2014-beauty; this table is of the one with sha256 11ee" in text
+
+
+def test_seen_items_removed_is_another_protocol_than_the_papers(tmp_path):
+    add(tmp_path, "eager", 0, [1, 0, 0, 0], published_as="EAGER-LLM",
+        protocol={**FULL, "mask_seen": True, "hash": "bbbbbbbbbbbb"})  # fmt: skip
+    assert rows(tmp_path)["eager"]["published"]["recall@10"]["verdict"] == "different protocol"
+
+
+def test_candidate_ratio_is_correct_answers_over_valid_answers(tmp_path):
+    """Seeds: 2 right 1 wrong 1 invalid, then 1 right 3 invalid: 3 right of 4 valid, though the users' means differ."""
+    add(tmp_path, "m", 0, [1, 1, 2, 0], protocol=CAND20)
+    add(tmp_path, "m", 1, [1, 0, 0, 0], protocol=CAND20)
+    found = {name: cell["mean"] for name, cell in rows(tmp_path)["m"]["metrics"].items()}
+    assert found == {"hitratio@1": 0.375, "validratio": 0.5, "hitratio@1_given_valid": 0.75}
+    assert metrics.check_arithmetic(found) == []
+
+
+def test_nothing_valid_is_an_empty_cell(tmp_path):
+    add(tmp_path, "m", 0, [0, 0, 0, 0], protocol=CAND20)
+    assert set(rows(tmp_path)["m"]["metrics"]) == {"hitratio@1", "validratio"}
+    assert leaderboard.render(tmp_path, "md").splitlines()[-1].split("|")[6].strip() == ""
+
+
+def test_a_missing_seed_is_noted_and_a_stale_failure_is_not(results):
+    fail(results, "beta", 2, "stopped after 25m", method="sasrec")
+    fail(results, "beta", 1, "an earlier try", method="sasrec")
+    assert rows(results)["beta"]["missing_seeds"] == {"2": "stopped after 25m"}
+    assert leaderboard.render(results, "text").splitlines()[-1] == "note: beta: seed 2 is missing: stopped after 25m"
+
+
+def test_reasons_that_differ_are_all_shown(tmp_path):
+    fail(tmp_path, "tiger", 0, "out of memory")
+    fail(tmp_path, "tiger", 1, "no text")
+    assert rows(tmp_path)["tiger"]["reason_missing"] == "seed 0: out of memory; seed 1: no text"
+    assert "4 users" not in leaderboard.render(tmp_path, "text")
+
+
+def test_rows_that_share_a_label_are_told_apart(tmp_path):
+    add(tmp_path, "m", 0, [1, 0, 0, 0])
+    add(tmp_path, "m", 0, [1, 1, 0, 0], overrides={"loss": "bce"})
+    add(tmp_path, "m", 0, [1, 1, 1, 0], method_version=2)
+    assert set(rows(tmp_path)) == {"m (defaults) [sasrec v1]", "m (loss=bce) [sasrec v1]", "m (defaults) [sasrec v2]"}
+
+
+def test_of_two_runs_of_one_seed_the_later_counts(tmp_path):
+    older = {**make_record().provenance.model_dump(), "created": "2025-01-01T00:00:00+00:00"}
+    add(tmp_path, "m", 0, [1, 1, 1, 1])
+    add(tmp_path, "m", 0, [0, 0, 0, 0], provenance=older)
+    assert rows(tmp_path)["m"]["metrics"]["recall@1"]["mean"] == 1.0
+
+
+def test_only_the_asked_for(results):
+    add(results, "other", 0, [1, 0, 0, 0], dataset={**BEAUTY, "name": "toy"})
+    assert set(rows(results, dataset="toy")) == {"other"}
+    assert set(rows(results, run_ids={"run2"})) == {"alpha"}
+    with pytest.raises(InputError, match="Did you mean: toy"):
+        leaderboard.render(results, "text", dataset="tyo")
+    with pytest.raises(InputError, match="Did you mean: latex"):
+        leaderboard.render(results, "latx")
+
+
+def test_no_records_is_a_clear_error(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match="holds no records"):
+            leaderboard.render(folder, "text")
+
+
+def test_unreadable_records_are_reported_and_the_others_shown(results, capsys):
+    (results / "amazon2014-beauty/eager/run2/ranks.parquet").unlink()
+    (results / "amazon2014-beauty/sasrec/run1/run.json").write_text("{")
+    reported: list[str] = []
+    assert set(rows(results, report=reported.append)) == {"beta", "tiger"}
+    assert [("ranks.parquet" in line, "not JSON" in line) for line in reported] == [(False, True), (True, False)]
+    leaderboard.render(results, "csv")
+    assert capsys.readouterr().err.count("left out: ") == 2
+
+
+def test_a_record_that_contradicts_its_ranks_is_left_out(results):
+    path = results / "amazon2014-beauty/eager/run2/run.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["recall@10"]["mean"] = 0.76
+    path.write_text(json.dumps(content))
+    reported: list[str] = []
+    assert set(rows(results, report=reported.append)) == {"beta", "tiger"}
+    assert "recall@10 is 0.76, but the ranks give 0.75" in reported[0]
