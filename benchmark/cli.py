@@ -123,7 +123,7 @@ def _run_and_print(
     progress.say(
         f"{outcome.done} run, {outcome.already} already there, {len(outcome.failed)} failed; records in {results}"
     )
-    print(leaderboard.render(results, "text", run_ids=outcome.run_ids))
+    print(leaderboard.render(results, "text", run_ids=outcome.run_ids, bold=sys.stdout.isatty()))
     if outcome.failed:
         raise typer.Exit(1)
 

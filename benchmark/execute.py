@@ -52,8 +52,6 @@ def run_id(cell: Cell, dataset_sha256: str) -> str:
 def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads: int) -> None:
     """Train, rank, measure and record one cell. Resumes from its checkpoint; raises MethodFault or InputError."""
     torch.set_num_threads(threads)
-    if cell.plugin:
-        registry.load_plugin(cell.plugin)
     sha256, num_items, train, valid = _learnable(cell)
     identity = run_id(cell, sha256)
     work = store.home() / "runs" / identity

@@ -74,8 +74,19 @@ class Cell:
     plugin: str | None = None  # file that registers the method
     plugin_sha256: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A plugin's config class exists only where the plugin has been loaded: travel as plain values.
+        values = {**vars(self), "config": self.config.model_dump(mode="json")}
+        return _restore, (values,)
+
     def __str__(self) -> str:
         return f"{self.label} · {self.dataset} · {self.rules.name} · seed {self.seed}"
+
+
+def _restore(values: dict[str, Any]) -> Cell:
+    if values["plugin"]:
+        registry.load_plugin(values["plugin"])
+    return Cell(**{**values, "config": registry.configure(values["method"], values["config"])})
 
 
 def read_suite(path: str | Path) -> Suite:
