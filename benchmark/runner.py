@@ -128,7 +128,7 @@ class _Grid:
             return True
         context = _process_context()
         receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(cell, self.results, sender, self.threads), daemon=True)
+        child = context.Process(target=_child, args=(cell, self.results, sender, self.threads))
         child.start()
         sender.close()
         deadline = time.monotonic() + (self.time_budget_s or math.inf)

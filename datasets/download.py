@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -79,9 +80,9 @@ def download(
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"{url}: only http and https addresses can be fetched")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(target.with_name(target.name + ".part"))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         resumed = _with_retries(url, part, progress, sleep)
         if resumed and sha256 and file_sha256(part.path) != sha256:
             part.remove()  # the old half may have been damaged: once more from the start
@@ -137,7 +138,7 @@ def _with_retries(url: str, part: _Part, progress: Progress | None, sleep: Calla
             elif error.code not in RETRIED_STATUS:
                 raise InputError(f"{url}: the server answers {error.code} {error.reason}") from error
             last = f"the server answers {error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             last = str(getattr(error, "reason", error)) or type(error).__name__
         except _CutShortError as error:
             last = str(error)

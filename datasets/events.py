@@ -7,6 +7,7 @@ numbers (LETTER, S3-Rec), because published code files refer to those.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import ITEM_COLUMNS, Histories, InteractionData
 
+MAX_ITEMS = 10_000_000  # a larger item number in a numbered format is a fault, not a catalogue
 # 18 digits always fit int64; a leading zero means a code, not a number.
 _PLAIN_INTEGER = r"^(0|[1-9][0-9]{0,17})$"
 
@@ -112,8 +114,14 @@ def item_table(
     return pd.DataFrame(dict(zip(ITEM_COLUMNS, columns, strict=True)))
 
 
-def aligned(item_ids: np.ndarray, known: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """Rows of ``known`` in the order of ``item_ids`` (text empty where absent), and a mask of the absent ones."""
+def aligned(item_ids: np.ndarray, known: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows of ``known`` in the order of ``item_ids`` (text empty where absent), and a mask of the absent ones.
+
+    Raises InputError, naming ``source``, when an item stands in ``known`` twice.
+    """
+    twice = known["item_id"].duplicated().to_numpy()
+    if twice.any():
+        raise InputError(f"{source}: item id '{known['item_id'].iloc[twice.argmax()]}' stands twice in the item table")
     rows = pd.Index(known["item_id"]).get_indexer(pd.Index(item_ids))
     absent = rows < 0
     table = known[list(ITEM_COLUMNS)].take(np.where(absent, 0, rows)) if len(known) else item_table(item_ids)

@@ -106,9 +106,9 @@ def _from_zip(archive: Path, file: SourceFile, cache: Path) -> None:
 
 def _into_cache(target: Path, file: SourceFile, put: Callable[[Path], object]) -> None:
     """Write under a temporary name, check, rename: nothing unchecked ever has the final name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".new")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         put(part)
         check(part, file.sha256, shown_as=file.name)
         part.replace(target)

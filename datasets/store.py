@@ -80,18 +80,22 @@ def load(name: str) -> InteractionData:
 def save(data: InteractionData, form: str = "") -> None:
     """Store a data set under its name, replacing an earlier one; written under a temporary name, then renamed."""
     folder = _folder(data.name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{data.name}.lock"):
-        fresh = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=folder.parent))
-        try:
-            _write_folder(data, form, fresh)
-            if folder.exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
-        except OSError as error:
-            raise disk_error(error, folder / META) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    # '~' is in no data set name, so one data set's temporary folders never look like another's.
+    mark = f".{data.name}~"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{data.name}.lock"):
+            try:
+                fresh = Path(tempfile.mkdtemp(prefix=mark, dir=folder.parent))
+                _write_folder(data, form, fresh)
+                if folder.exists():
+                    folder.rename(Path(tempfile.mkdtemp(prefix=mark, dir=folder.parent)) / "old")
+                fresh.rename(folder)
+            finally:  # also what a killed run left
+                for left in folder.parent.glob(f"{mark}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(error, folder / META) from error
 
 
 def import_dataset(

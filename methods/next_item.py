@@ -26,7 +26,7 @@ class NextItemConfig(MethodConfig):
 
     dim: int = 64  # width of item vectors and of the model
     max_length: int = 50  # most recent items a prediction looks at
-    dropout: float = 0.5
+    dropout: float = 0.5  # of the embedded items
     loss: Literal["ce", "sampled_ce", "bce"] = "ce"  # full softmax, shared uniform negatives, one negative a position
     negatives: int = 1024  # of sampled_ce, per step
     low_precision_loss: bool = True  # bf16 products in the full softmax (weights and optimiser stay float32)

@@ -35,10 +35,12 @@ class SASRecConfig(NextItemConfig):
     blocks: int = 2
     heads: int = 2
     feedforward: int = 256
+    hidden_dropout: float = 0.2  # inside the blocks: attention weights and both residual branches
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128],
         "dropout": [0.2, 0.3, 0.5, 0.6],
+        "hidden_dropout": [0.1, 0.2, 0.3, 0.5],
         "learning_rate": (3e-4, 3e-3),
         "weight_decay": [0.0, 0.01, 0.1, 0.3],
         "blocks": [1, 2, 3],
@@ -113,7 +115,7 @@ class Block(nn.Module):
 
     def __init__(self, config: SASRecConfig):
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, config.hidden_dropout
         self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
         self.attended = nn.Linear(config.dim, config.dim)
         self.expand = nn.Linear(config.dim, config.feedforward)

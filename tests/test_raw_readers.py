@@ -9,7 +9,7 @@ import pytest
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.filters import first_of_pair
 from genrec_bench.datasets.interactions import InteractionData
-from genrec_bench.datasets.readers import read
+from genrec_bench.datasets.readers import jsonlines, read
 from genrec_bench.datasets.readers.literal import parse_literal
 
 
@@ -193,3 +193,16 @@ def test_yelp(tmp_path: Path) -> None:
         read(tmp_path, "yelp", date_from="2025-01-01")
     with pytest.raises(InputError, match="'soon' is not a date"):
         read(tmp_path, "yelp", date_from="soon")
+
+
+@pytest.mark.parametrize("content", ["null\n", "null\n" + review("u", "A", 1), " \n\n", review("u", "A", 1) + "null"])
+def test_lines_that_are_no_objects(tmp_path: Path, content: str) -> None:
+    (tmp_path / "X.json").write_text(content)
+    with pytest.raises(InputError, match=r"X\.json"):
+        read(tmp_path / "X.json", "amazon2014")
+
+
+def test_lines_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonlines, "_BLOCK_BYTES", 50)  # less than a line
+    (tmp_path / "X.json").write_text("".join(review("u", f"A{i}", i) for i in range(9)).rstrip())
+    assert read(tmp_path / "X.json", "amazon2014").item.tolist() == list(range(9))

@@ -4,7 +4,6 @@ Texts are looked up for reviewed items only. The 2014 metadata are Python litera
 twice (the first counts) and some titles that are page source (taken as unknown).
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.events import Events, aligned, item_table, number, ordered
 from genrec_bench.datasets.readers.files import lines
-from genrec_bench.datasets.readers.jsonlines import read_json_lines
+from genrec_bench.datasets.readers.jsonlines import parse_record, read_json_lines
 from genrec_bench.datasets.readers.literal import parse_literal
 from genrec_bench.datasets.readers.text import joined, tidy
 
@@ -43,7 +42,7 @@ def _read(source: Path, categories: str) -> Events:
     if len(metadata) > 1:
         raise InputError(f"{source.parent}: {len(metadata)} meta_*.json files; keep only the one of this category")
     if metadata:
-        items, _ = aligned(item_ids, _texts(metadata[0], set(item_ids), categories))
+        items, _ = aligned(item_ids, _texts(metadata[0], set(item_ids), categories), metadata[0])
     time = reviews["unixReviewTime"].to_numpy().astype(np.float64)
     return ordered(user, item, time, user_ids, items, dated=True, rating=reviews["overall"].to_numpy())
 
@@ -64,10 +63,9 @@ def _texts(path: Path, wanted: set[str], categories: str) -> pd.DataFrame:
         found = _ASIN.search(line)
         if found and found[1] not in wanted:
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = parse_literal(line, path, line_number)
+        # A JSON record and a literal one differ in the quote of the first key.
+        parse = parse_record if line.lstrip("{ ").startswith('"') else parse_literal
+        record = parse(line, path, line_number)
         asin = record.get("asin")
         if not isinstance(asin, str):
             raise InputError(f"{path}:{line_number}: no field 'asin'")

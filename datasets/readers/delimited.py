@@ -13,6 +13,8 @@ import pyarrow.csv as pa_csv
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.readers.files import opened
 
+_LARGEST = 2.0**53  # whole numbers are exact in float64 up to here
+
 
 def read_delimited(
     path: Path,
@@ -56,26 +58,36 @@ def column(table: pa.Table, name: str, path: Path, role: str) -> pa.ChunkedArray
 def ids(table: pa.Table, name: str, path: Path, role: str, *, header: bool = True) -> pa.ChunkedArray:
     """A column of ids: there, and nowhere empty."""
     values = column(table, name, path, role)
+    if not pa.types.is_string(values.type):
+        raise InputError(f"{path}: column '{name}' holds {values.type}; {role} ids must be text or whole numbers")
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True)
     if pc.any(empty).as_py():
         raise InputError(f"{path}:{line_of(path, _first(empty), header=header)}: empty {role} id in column '{name}'")
     return values
 
 
+def check_unique(values: pa.ChunkedArray, path: Path) -> None:
+    """InputError with the line of the first item id that stands in a table of items a second time."""
+    twice = values.to_pandas().duplicated().to_numpy()
+    if twice.any():
+        row = int(twice.argmax())
+        raise InputError(f"{path}:{line_of(path, row)}: item id '{values[row].as_py()}' stands twice in the item table")
+
+
 def numbers(table: pa.Table, name: str, path: Path, role: str, *, header: bool = True) -> np.ndarray:
     """A column of finite numbers, float64; InputError names the first line that holds none."""
     values = column(table, name, path, role)
     if pa.types.is_timestamp(values.type):
-        values = pc.divide(pc.cast(pc.cast(values, pa.timestamp("us")), pa.int64()), pa.scalar(1e6))
+        values = pc.divide(pc.cast(pc.cast(values, pa.timestamp("us"), safe=False), pa.int64()), pa.scalar(1e6))
     try:
         found = pc.cast(values, pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         found = np.array([_float_or_nan(value) for value in values.to_pylist()])
-    bad = ~np.isfinite(found)
+    bad = ~(np.abs(found) <= _LARGEST)
     if bad.any():
         row = int(bad.argmax())
         where, value = line_of(path, row, header=header), values[row].as_py()
-        raise InputError(f"{path}:{where}: {role} '{value}' in column '{name}' is not a number")
+        raise InputError(f"{path}:{where}: {role} '{value}' in column '{name}' is not a number below 2^53")
     return found
 
 
@@ -103,7 +115,10 @@ def _rows(path: Path, delimiter: str, quoted: bool, encoding: str) -> Iterator[t
     with opened(path, encoding) as stream:
         if quoted:
             parsed = csv.reader(stream, delimiter=delimiter)
-            yield from ((parsed.line_num, row) for row in parsed if row)
+            try:
+                yield from ((parsed.line_num, row) for row in parsed if row)
+            except csv.Error as error:
+                raise InputError(f"{path}:{parsed.line_num}: not {delimiter!r}-delimited text ({error})") from error
         else:
             for line_number, line in enumerate(stream, start=1):
                 if line.strip("\r\n"):
@@ -111,10 +126,7 @@ def _rows(path: Path, delimiter: str, quoted: bool, encoding: str) -> Iterator[t
 
 
 def _header(path: Path, delimiter: str, quoted: bool, encoding: str) -> list[str]:
-    try:
-        _, header = next(_rows(path, delimiter, quoted, encoding), (0, []))
-    except csv.Error as error:
-        raise InputError(f"{path}:1: not {delimiter!r}-delimited text ({error})") from error
+    _, header = next(_rows(path, delimiter, quoted, encoding), (0, []))
     if not header:
         raise InputError(f"{path} is empty")
     header[0] = header[0].removeprefix("\ufeff")

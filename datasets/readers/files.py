@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from genrec_bench.datasets.errors import InputError
 
@@ -33,19 +33,39 @@ def folder_of(path: Path) -> Path:
 @contextmanager
 def opened(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
     """The text of a plain or gzip file; InputError for an empty, truncated, binary or wrongly encoded one."""
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty")
+    with _faults_named(path, encoding):
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding=encoding, newline="\n") as stream:
+            yield cast(IO[str], stream)
+
+
+def blocks(path: Path, size: int) -> Iterator[bytes]:
+    """The bytes of a plain or gzip file in pieces of whole lines, about ``size`` bytes each."""
+    with _faults_named(path, "utf-8"), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        rest = b""
+        while piece := stream.read(size):
+            whole, newline, tail = piece.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = tail
+            else:
+                rest += piece
+        if rest:
+            yield rest
+
+
+@contextmanager
+def _faults_named(path: Path, encoding: str) -> Iterator[None]:
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding=encoding, newline="\n") as stream:
-                yield stream
-        else:
-            with open(path, encoding=encoding, newline="\n") as stream:
-                yield stream
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty")
+        yield
     except EOFError as error:
         raise InputError(f"{path} ends in the middle of its compressed data: half a download?") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is named .gz but is not valid gzip data ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not {encoding} text (byte 0x{error.object[error.start]:02x}): binary?") from error
 
@@ -65,3 +85,7 @@ def load_json(path: Path) -> Any:
             return json.load(stream)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
+            raise InputError(f"{path} is not usable JSON ({error})") from error

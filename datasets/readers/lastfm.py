@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.datasets.errors import unknown
 from genrec_bench.datasets.events import Events, aligned, item_table, number, ordered
-from genrec_bench.datasets.readers.delimited import ids, numbers, read_delimited
+from genrec_bench.datasets.readers.delimited import column, ids, numbers, read_delimited
 from genrec_bench.datasets.readers.files import find, folder_of, required
 from genrec_bench.datasets.readers.text import tidy
 
@@ -44,11 +44,8 @@ def _artists(folder: Path, item_ids: np.ndarray) -> pd.DataFrame:
     if source is None:
         return item_table(item_ids)
     table = read_delimited(source)
-    for name in ("id", "name"):
-        if name not in table.column_names:
-            raise InputError(f"{source}: no column '{name}'. Columns: {', '.join(table.column_names)}")
-    names = [tidy(name) for name in table["name"].to_pylist()]
-    items, _ = aligned(item_ids, item_table(table["id"].to_pylist(), names))
+    names = [tidy(name) for name in column(table, "name", source, "artist name").to_pylist()]
+    items, _ = aligned(item_ids, item_table(ids(table, "id", source, "artist").to_pylist(), names), source)
     return items
 
 
@@ -59,7 +56,9 @@ def _tags(folder: Path, item: np.ndarray, tags: pa.ChunkedArray, num_items: int)
     names = [f"tag{i}" for i in tag_ids]
     if source is not None:
         table = read_delimited(source, encoding="latin-1")
-        known = dict(zip(table["tagID"].to_pylist(), table["tagValue"].to_pylist(), strict=True))
+        known = dict(
+            zip(*(column(table, key, source, "tag").to_pylist() for key in ("tagID", "tagValue")), strict=True)
+        )
         names = [tidy(known.get(i, f"tag{i}")).replace("|", "/") for i in tag_ids]
     pairs, counts = np.unique(item * len(tag_ids) + tag, return_counts=True)
     artist, used = np.divmod(pairs, len(tag_ids))

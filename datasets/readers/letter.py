@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.datasets.events import Events, item_table, ordered
+from genrec_bench.datasets.events import MAX_ITEMS, Events, item_table, ordered
 from genrec_bench.datasets.readers.files import folder_of, load_json
 from genrec_bench.datasets.readers.text import joined, tidy
 
@@ -78,14 +78,14 @@ def _object(content: Any, path: Path) -> dict[str, Any]:
 
 def _check_sequence(user: str, items: Any, path: Path) -> None:
     # bool is an int for Python, but not an item number
-    if not isinstance(items, list) or any(type(item) is not int for item in items):
-        raise InputError(f"{path}: user '{user}' must have a list of item numbers (integers)")
+    if not isinstance(items, list) or any(type(item) is not int or abs(item) >= MAX_ITEMS for item in items):
+        raise InputError(f"{path}: user '{user}' must have a list of item numbers (integers below {MAX_ITEMS:,})")
     if not items:
         raise InputError(f"{path}: the sequence of user '{user}' is empty; at least one item is needed")
 
 
 def _number(key: str, path: Path) -> int:
-    if not key.isascii() or not key.isdigit():
+    if not key.isascii() or not key.isdigit() or len(key) > len(str(MAX_ITEMS)):
         raise InputError(f"{path}: key '{key}' is not an item number")
     return int(key)
 

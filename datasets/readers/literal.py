@@ -6,6 +6,7 @@ through `ast.literal_eval`.
 
 import ast
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def parse_literal(line: str, path: Path, line_number: int) -> dict[str, Any]:
     if flat is not None:
         return flat
     try:
-        record = ast.literal_eval(line)
+        record = _literal(line)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise InputError(f"{path}:{line_number}: not a Python literal or JSON") from error
     if not isinstance(record, dict):
@@ -34,12 +35,21 @@ def _flat_record(line: str) -> dict[str, str] | None:
     record, position = {}, 0
     while match := _PAIR.match(line, position):
         key, value = match.groups()
-        record[_unquoted(key)] = _unquoted(value) if value[-1] in "'\"" else value
+        try:
+            record[_unquoted(key)] = _unquoted(value) if value[-1] in "'\"" else value
+        except (ValueError, SyntaxError):  # a broken escape: literal_eval says so with the line
+            return None
         position = match.end()
     return record if record and line[position:].strip() == "}" else None
 
 
 def _unquoted(token: str) -> str:
     if "\\" in token:
-        return str(ast.literal_eval(token))
+        return str(_literal(token))
     return token[2:-1] if token[0] == "u" else token[1:-1]
+
+
+def _literal(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler, about odd escapes in other people's text
+        return ast.literal_eval(text)

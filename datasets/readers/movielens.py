@@ -12,10 +12,10 @@ import pyarrow.csv as pa_csv
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.events import Events, aligned, item_table, number, ordered
-from genrec_bench.datasets.readers.delimited import ids, numbers, read_delimited
+from genrec_bench.datasets.readers.delimited import column, ids, numbers, read_delimited
 from genrec_bench.datasets.readers.files import find, folder_of, lines, opened
 
-RATINGS = ("u.data", "ratings.dat", "ratings.csv")
+MOVIES = {"u.data": "u.item", "ratings.dat": "movies.dat", "ratings.csv": "movies.csv"}  # beside each ratings file
 COLUMNS = ["userId", "movieId", "rating", "timestamp"]
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -26,20 +26,20 @@ GENRES_100K = (
 def read_movielens(path: Path) -> Events:
     """``path``: the folder, or the ratings file in it."""
     folder = folder_of(path)
-    source = find(folder, *RATINGS)
+    source = find(folder, *MOVIES)
     if source is None:
-        raise InputError(f"{folder}: no ratings file; expected one of {', '.join(RATINGS)}")
+        raise InputError(f"{folder}: no ratings file; expected one of {', '.join(MOVIES)}")
     table, header = _ratings(source), source.name.startswith("ratings.csv")
     user, user_ids = number(ids(table, "userId", source, "user", header=header))
     item, item_ids = number(ids(table, "movieId", source, "item", header=header))
     time = numbers(table, "timestamp", source, "timestamp", header=header)
     rating = numbers(table, "rating", source, "rating", header=header)
-    known = _movies(folder, source.name)
     items = item_table(item_ids)
-    if known is not None:
-        items, absent = aligned(item_ids, known)
+    movies = find(folder, MOVIES[source.name.removesuffix(".gz")])
+    if movies is not None:
+        items, absent = aligned(item_ids, _movies(movies), movies)
         if absent.any():
-            raise InputError(f"{source}: movie '{item_ids[absent.argmax()]}' is not in the movie table of {folder}")
+            raise InputError(f"{source}: movie '{item_ids[absent.argmax()]}' is not in the movie table {movies.name}")
     return ordered(user, item, time, user_ids, items, dated=True, rating=rating)
 
 
@@ -51,7 +51,7 @@ def _ratings(source: Path) -> pa.Table:
     with opened(source, "latin-1") as stream:
         content = stream.read()
     for line_number, line in enumerate(content.splitlines(), start=1):
-        if line and line.count("::") != len(COLUMNS) - 1:
+        if line and (line.count("::") != len(COLUMNS) - 1 or "\t" in line):
             raise InputError(f"{source}:{line_number}: not {len(COLUMNS)} fields joined by '::'")
     text = content.replace("::", "\t").encode()
     return pa_csv.read_csv(
@@ -62,19 +62,16 @@ def _ratings(source: Path) -> pa.Table:
     )
 
 
-def _movies(folder: Path, ratings: str) -> pd.DataFrame | None:
-    if ratings.startswith("u.data"):
-        source = find(folder, "u.item")
-        return _movies_100k(source) if source else None
-    if ratings.startswith("ratings.dat"):
-        source = find(folder, "movies.dat")
-        return _movies_dat(source) if source else None
-    source = find(folder, "movies.csv")
-    if source is None:
-        return None
+def _movies(source: Path) -> pd.DataFrame:
+    if source.name.startswith("u.item"):
+        return _movies_100k(source)
+    if source.name.startswith("movies.dat"):
+        return _movies_dat(source)
     table = read_delimited(source, ",", quoted=True)
-    groups = [_genres(value) for value in table["genres"].to_pylist()]
-    return item_table(table["movieId"].to_pylist(), table["title"].to_pylist(), categories=groups)
+    item_ids, titles, genres = (
+        column(table, name, source, name).to_pylist() for name in ("movieId", "title", "genres")
+    )
+    return item_table(item_ids, titles, categories=[_genres(value) for value in genres])
 
 
 def _movies_100k(path: Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from genrec_bench.datasets.errors import InputError, unknown
 from genrec_bench.datasets.events import Events, aligned, item_table, number, ordered
-from genrec_bench.datasets.readers.delimited import ids, line_of, numbers, read_delimited
+from genrec_bench.datasets.readers.delimited import check_unique, ids, line_of, numbers, read_delimited
 from genrec_bench.datasets.readers.files import find, folder_of
 
 SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".csv.gz", ".parquet", ".txt", ".txt.gz")
@@ -104,13 +104,10 @@ def _item_table(
     if not source.is_file():
         raise InputError(f"{source} does not exist")
     table = _table(source)
-    known_ids = ids(table, roles["item"], source, "item").to_pandas()
-    twice = known_ids.duplicated().to_numpy()
-    if twice.any():
-        row = int(twice.argmax())
-        raise InputError(f"{source}:{line_of(source, row)}: item id '{known_ids[row]}' stands twice in the item table")
+    known_ids = ids(table, roles["item"], source, "item")
+    check_unique(known_ids, source)
     text = {role: _text(table, roles[role]) for role in ("title", "description", "categories")}
-    catalogue, absent = aligned(item_ids, pd.DataFrame({"item_id": known_ids, **text}))
+    catalogue, absent = aligned(item_ids, pd.DataFrame({"item_id": known_ids.to_pandas(), **text}), source)
     if absent.any():
         row = int(absent[item].argmax())
         where = f"{interactions}:{line_of(interactions, row)}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.events import Events, aligned, item_table, number, ordered
-from genrec_bench.datasets.readers.delimited import ids, line_of, numbers, read_delimited
+from genrec_bench.datasets.readers.delimited import check_unique, ids, numbers, read_delimited
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 TITLES = ("title", "movie_title", "name", "artist_name", "app_name")
@@ -37,7 +37,7 @@ def read_recbole(
     item_file = source.with_suffix(".item")
     if item_file.is_file():
         known = _item_text(item_file, title, description, categories, year)
-        catalogue, _ = aligned(item_ids, known)
+        catalogue, _ = aligned(item_ids, known, item_file)
     return ordered(user, item, time, user_ids, catalogue, dated=time is not None, rating=rating)
 
 
@@ -66,17 +66,14 @@ def _item_text(
     path: Path, title: str | None, description: str | None, categories: str | None, year: str | None
 ) -> pd.DataFrame:
     table = _typed(path)
-    item_ids = ids(table, "item_id", path, "item").to_pandas()
-    twice = item_ids.duplicated().to_numpy()
-    if twice.any():
-        row = int(twice.argmax())
-        raise InputError(f"{path}:{line_of(path, row)}: item id '{item_ids[row]}' stands twice in the item table")
+    item_ids = ids(table, "item_id", path, "item")
+    check_unique(item_ids, path)
     titles = _text(table, title, TITLES, path)
     if year:
         years = _text(table, year, (), path)
         titles = [f"{t} ({y})" if y.isdigit() else t for t, y in zip(titles, years, strict=True)]
     groups = ["|".join(value.split()) for value in _text(table, categories, CATEGORIES, path)]
-    return item_table(item_ids.tolist(), titles, _text(table, description, DESCRIPTIONS, path), groups)
+    return item_table(item_ids.to_pylist(), titles, _text(table, description, DESCRIPTIONS, path), groups)
 
 
 def _text(table: pa.Table, asked: str | None, usual: tuple[str, ...], path: Path) -> list[str]:

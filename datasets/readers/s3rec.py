@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.datasets.events import Events, item_table, ordered
+from genrec_bench.datasets.events import MAX_ITEMS, Events, item_table, ordered
 from genrec_bench.datasets.readers.files import lines, load_json
 
 
@@ -51,10 +51,12 @@ def _sequences(path: Path) -> tuple[list[str], list[np.ndarray]]:
             )
         try:
             sequence = np.array(items, dtype=np.int64)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InputError(f"{path}:{line_number}: items must be whole numbers ({error})") from error
         if sequence.min() < 1:
             raise InputError(f"{path}:{line_number}: item {sequence.min()}; items are numbered from 1 (0 is padding)")
+        if sequence.max() >= MAX_ITEMS:
+            raise InputError(f"{path}:{line_number}: item {sequence.max()}; numbers must be below {MAX_ITEMS:,}")
         if user in user_lines:
             raise InputError(f"{path}:{line_number}: user '{user}' stands on line {user_lines[user]} already")
         user_lines[user] = line_number

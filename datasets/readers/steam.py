@@ -3,6 +3,7 @@
 A user is a `username`, an item a `product_id`; reviews carry a day, so several of one day keep the file order.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_steam(path: Path) -> Events:
     games = find(folder_of(path), "steam_games.json")
     items = item_table(item_ids)
     if games is not None:
-        items, _ = aligned(item_ids, _games(games, set(item_ids)))
+        items, _ = aligned(item_ids, _games(games, set(item_ids)), games)
     time: np.ndarray = seconds(dates, source)
     return ordered(user, item, time, user_ids, items, dated=True)
 
@@ -43,7 +44,9 @@ def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
         values = [record.get(name) for name in FIELDS]
         if None in values:
             raise InputError(f"{path}:{line_number}: no field '{FIELDS[values.index(None)]}'")
-        yield str(values[0]), str(values[1]), str(values[2])
+        # Millions of reviews share a few thousand days and games: keep each string once.
+        user, game, day = (sys.intern(str(value)) for value in values)
+        yield user, game, day
 
 
 def _games(path: Path, wanted: set[str]) -> pd.DataFrame:

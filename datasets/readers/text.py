@@ -24,9 +24,9 @@ def tidy(value: Any) -> str:
 
 def joined(value: Any, separator: str | None = None) -> str:
     """Categories joined by `|`, each once, in order; a string is split at ``separator``, nested lists are flattened."""
-    if isinstance(value, str):
-        value = value.split(separator) if separator else [value]
-    names = (tidy(name).replace("|", "/") for name in _flat(value or []))
+    if isinstance(value, str) and separator:
+        value = value.split(separator)
+    names = (tidy(name).replace("|", "/") for name in _flat(value if isinstance(value, list) else [value]))
     return "|".join(dict.fromkeys(name for name in names if name))
 
 

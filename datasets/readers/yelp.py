@@ -1,6 +1,5 @@
 """The Yelp open data set: review and business files, JSON lines, names with or without `yelp_academic_dataset_`."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +8,7 @@ import pyarrow as pa
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.events import Events, aligned, item_table, number, ordered
 from genrec_bench.datasets.readers.files import find, folder_of, lines, required
-from genrec_bench.datasets.readers.jsonlines import read_json_lines, seconds
+from genrec_bench.datasets.readers.jsonlines import parse_record, read_json_lines, seconds
 from genrec_bench.datasets.readers.text import joined, tidy
 
 REVIEW_FIELDS = {"user_id": pa.string(), "business_id": pa.string(), "stars": pa.float64(), "date": pa.string()}
@@ -33,7 +32,7 @@ def read_yelp(path: Path, date_from: str | None = None, date_to: str | None = No
     items = item_table(item_ids)
     business = find(folder_of(source), f"{PREFIX}business.json", "business.json")
     if business is not None:
-        items, _ = aligned(item_ids, _businesses(business, set(item_ids)))
+        items, _ = aligned(item_ids, _businesses(business, set(item_ids)), business)
     return ordered(user, item, time, user_ids, items, dated=True, rating=reviews["stars"].to_numpy())
 
 
@@ -46,11 +45,8 @@ def _bound(day: str | None, open_end: float) -> float:
 def _businesses(path: Path, wanted: set[str]) -> pd.DataFrame:
     rows: dict[str, tuple[str, str]] = {}
     for line_number, line in lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{line_number}: not valid JSON ({error.msg})") from error
-        business = record.get("business_id")
+        record = parse_record(line, path, line_number)
+        business = str(record.get("business_id"))
         if business in wanted and business not in rows:
             rows[business] = (tidy(record.get("name")), joined(record.get("categories"), separator=","))
     return item_table(list(rows), [row[0] for row in rows.values()], categories=[row[1] for row in rows.values()])

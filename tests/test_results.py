@@ -1,0 +1,73 @@
+"""The committed results: tables rebuilt from the records byte for byte, metrics recomputed from the ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrec_bench.benchmark import leaderboard, metrics, records, statistics
+
+RESULTS = Path(__file__).parents[1] / "results"
+MAX_BYTES = 20 * 2**20
+TABLES = {"LEADERBOARD.md": "md", "leaderboard.csv": "csv", "leaderboard.json": "json", "leaderboard.tex": "latex"}
+KEPT = {"run.json", "ranks.parquet"}
+RUNS = sorted(path.parent for path in RESULTS.glob("*/*/*/run.json"))
+
+
+def committed_files() -> list[Path]:
+    ignored = {"rankings.parquet", "events.jsonl"}
+    return [
+        path
+        for path in RESULTS.rglob("*")
+        if path.is_file() and path.name not in ignored and ".work" not in path.parts
+    ]
+
+
+def test_every_record_is_readable():
+    found, problems = records.read_all(RESULTS)
+    assert not problems
+    assert len(found) == len(RUNS) > 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_rebuilt_byte_for_byte(name: str):
+    rendered = leaderboard.render(RESULTS, TABLES[name])
+    assert (RESULTS / name).read_bytes() == (rendered + "\n").encode()
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: "/".join(path.parts[-3:]))
+def test_metrics_follow_from_the_ranks(run: Path):
+    record = records.read(run)
+    _, ranks = records.read_ranks(run)
+    assert records.check(record, ranks) == []
+    recomputed = statistics.bootstrap(metrics.per_user(ranks, record.protocol.name))
+    assert {name: interval.mean for name, interval in recomputed.items()} == pytest.approx(
+        {name: interval.mean for name, interval in record.metrics.items()}, abs=1e-12
+    )
+
+
+def test_runs_of_one_table_ask_the_same_users():
+    for run in RUNS:
+        record = records.read(run)
+        users, _ = records.read_ranks(run)
+        shared = records.read_users(RESULTS, record.dataset.name, record.protocol.hash)
+        assert np.array_equal(users, shared["user"].to_numpy())
+
+
+def test_records_hold_no_path_of_a_machine():
+    for run in RUNS:
+        text = (run / "run.json").read_text()
+        assert str(Path.home()) + "/" not in text
+        assert json.loads(text)["provenance"]["git_commit"]
+
+
+def test_results_stay_small_and_clean():
+    files = committed_files()
+    assert sum(path.stat().st_size for path in files) < MAX_BYTES
+    strays = [
+        path
+        for path in files
+        if path.name not in KEPT | set(TABLES) and not path.match("users-*.parquet") and not path.match("*.failed.json")
+    ]
+    assert not strays
