@@ -1,5 +1,7 @@
 """What `genrec-bench methods` prints."""
 
+from typing import Any, Literal, get_args, get_origin
+
 from tabulate import tabulate
 
 from genrec_bench.methods import registry
@@ -20,12 +22,18 @@ def show_method(name: str) -> str:
     cls = registry.get(name)
     rows = []
     for key, field in cls.Config.model_fields.items():
-        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
         space = cls.Config.search_space.get(key)
         span = f"{space[0]:g} .. {space[1]:g} (log)" if isinstance(space, tuple) else ", ".join(map(str, space or []))
-        rows.append([key, kind.replace("typing.", ""), str(field.default), span])
+        rows.append([key, _type(field.annotation), str(field.default), span])
     table = tabulate(rows, headers=["key", "type", "default", "search"], disable_numparse=True)
     return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
+
+
+def _type(annotation: Any) -> str:
+    """A field's type as a person writes its values."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
 
 
 def _first_line(text: str | None) -> str:

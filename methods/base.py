@@ -8,16 +8,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.checkpoint import Checkpoint
 
 Scale = Literal["tiny", "base", "paper"]
+
+
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # a share, such as a dropout probability
 
 
 class MethodConfig(BaseModel):

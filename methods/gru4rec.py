@@ -9,10 +9,11 @@ Deviation: full softmax by default instead of the pairwise losses of the paper, 
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context
+from genrec_bench.methods.base import Context, Rate
 from genrec_bench.methods.dropout import dropout
 from genrec_bench.methods.next_item import (
     NextItemConfig,
@@ -28,9 +29,9 @@ from genrec_bench.methods.scoring import Scorer
 class GRU4RecConfig(NextItemConfig):
     """Library sizes; the rest tuned on validation."""
 
-    hidden: int = 128
-    layers: int = 1
-    dropout: float = 0.5
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 1
+    dropout: Rate = 0.5
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128],

@@ -5,9 +5,10 @@ Similarity is the cosine of the items' user sets with shrinkage, n_ij / (sqrt(n_
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat
 from scipy import sparse
 
 from genrec_bench.datasets.interactions import Histories, TrainView
@@ -21,9 +22,11 @@ ROWS = 2048  # items whose co-occurrences are held at a time
 class ItemKNNConfig(MethodConfig):
     """Tuned on validation of MovieLens-100K and Amazon Beauty together."""
 
-    neighbours: int = 200
-    shrink: float = 10.0
-    decay: float = 0.5  # weight of an item falls by this factor a step into the past; 1: order ignored
+    neighbours: PositiveInt = 200
+    shrink: NonNegativeFloat = 10.0
+    decay: Annotated[float, Field(gt=0, le=1)] = (
+        0.5  # weight of an item falls by this factor a step into the past; 1: order ignored
+    )
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "neighbours": [50, 100, 200, 500],

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import PositiveFloat
 from scipy import sparse
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context, MethodConfig
+from genrec_bench.methods.base import Context, MethodConfig, Rate
 from genrec_bench.methods.counts import count_numbers, load_counts, save_counts
 from genrec_bench.methods.scoring import Scorer
 
@@ -22,9 +23,9 @@ from genrec_bench.methods.scoring import Scorer
 class MarkovConfig(MethodConfig):
     """``skip`` adds the successors of earlier items: the item d steps before the last weighs skip ** d."""
 
-    backoff: float = 10.0  # pseudo-observations drawn from popularity
-    skip: float = 0.3  # 0: the last item alone
-    order: int = 5  # most recent items looked at when skip > 0
+    backoff: PositiveFloat = 10.0  # pseudo-observations drawn from popularity
+    skip: Rate = 0.3  # 0: the last item alone
+    order: PositiveInt = 5  # most recent items looked at when skip > 0
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "backoff": (0.1, 100.0),

@@ -13,28 +13,31 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import losses
-from genrec_bench.methods.base import Context, Method, MethodConfig
+from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
 
 
 class NextItemConfig(MethodConfig):
     """What all next-item models share."""
 
-    dim: int = 64  # width of item vectors and of the model
-    max_length: int = 50  # most recent items a prediction looks at
-    dropout: float = 0.5  # of the embedded items
+    dim: PositiveInt = 64  # width of item vectors and of the model
+    max_length: PositiveInt = 50  # most recent items a prediction looks at
+    dropout: Rate = 0.5  # of the embedded items
     loss: Literal["ce", "sampled_ce", "bce"] = "ce"  # full softmax, shared uniform negatives, one negative a position
-    negatives: int = 1024  # of sampled_ce, per step
+    negatives: PositiveInt = 1024  # of sampled_ce, per step
     low_precision_loss: bool = True  # bf16 products in the full softmax (weights and optimiser stay float32)
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    batch_positions: int = 1024  # target positions a step, so each position weighs the same whatever the lengths
-    epochs: int = 200
-    patience: int = 10  # validations without a better score before training stops
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    batch_positions: PositiveInt = (
+        1024  # target positions a step, so each position weighs the same whatever the lengths
+    )
+    epochs: PositiveInt = 200
+    patience: PositiveInt = 10  # validations without a better score before training stops
 
 
 class NextItemModel(Protocol):

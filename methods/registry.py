@@ -103,5 +103,6 @@ def configure(name: str, values: dict[str, object]) -> MethodConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise unknown(f"key for method '{name}'", key, config.model_fields) from None
-        raise InputError(f"{name}.{key} = {first['input']!r}: {first['msg']}") from None
+            raise unknown(f"setting of {name}", key, config.model_fields) from None
+        where = f"{name}.{key} = {first['input']!r}" if key else name
+        raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None

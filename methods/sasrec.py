@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context
+from genrec_bench.methods.base import Context, Rate
 from genrec_bench.methods.dropout import dropout
 from genrec_bench.methods.next_item import (
     NextItemConfig,
@@ -32,10 +32,10 @@ from genrec_bench.methods.scoring import Scorer
 class SASRecConfig(NextItemConfig):
     """Sizes most comparisons use; the rest tuned on validation (suites/ has the tuned values of each data set)."""
 
-    blocks: int = 2
-    heads: int = 2
-    feedforward: int = 256
-    hidden_dropout: float = 0.2  # inside the blocks: attention weights and both residual branches
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 2
+    feedforward: PositiveInt = 256
+    hidden_dropout: Rate = 0.2  # inside the blocks: attention weights and both residual branches
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128],
