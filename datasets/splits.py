@@ -138,7 +138,8 @@ def _draw_candidates(
     rows = np.empty((len(targets), count), dtype=np.int64)
     for b, target in enumerate(targets):
         user = int(excluded.users[b])
-        rng = np.random.Generator(np.random.Philox(key=[int(data.sha256[:16], 16), (seed << 32) | user]))
+        key = np.array([int(data.sha256[:16], 16), (seed << 32) | user], dtype=np.uint64)  # a list would turn float
+        rng = np.random.Generator(np.random.Philox(key=key))
         barred = {int(target), *excluded.row(b).tolist()}
         chosen, taken = [int(target)], {titles[target]} - {""}
         for item in rng.permutation(data.num_items).tolist():

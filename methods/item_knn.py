@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from scipy import sparse
 
 from genrec_bench.datasets.interactions import Histories, TrainView
@@ -24,9 +24,8 @@ class ItemKNNConfig(MethodConfig):
 
     neighbours: PositiveInt = 200
     shrink: NonNegativeFloat = 10.0
-    decay: Annotated[float, Field(gt=0, le=1)] = (
-        0.5  # weight of an item falls by this factor a step into the past; 1: order ignored
-    )
+    # weight of an item falls by this factor a step into the past; 1: order ignored
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "neighbours": [50, 100, 200, 500],
