@@ -55,7 +55,7 @@ def leave_one_out(data: InteractionData) -> Split:
 
 
 def _view(data: InteractionData, held_out: np.ndarray) -> TrainView:
-    """Every user's sequence without its last ``held_out[u]`` items, in arrays of its own: none leads back to the rest."""
+    """Every user's sequence without its last ``held_out[u]`` items, in arrays of its own."""
     whole = data.sequences
     lengths = whole.lengths - held_out
     keep = np.arange(len(whole.items)) - np.repeat(whole.offsets[:-1], whole.lengths) < np.repeat(

@@ -33,9 +33,7 @@ class NextItemConfig(MethodConfig):
     low_precision_loss: bool = True  # bf16 products in the full softmax (weights and optimiser stay float32)
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
-    batch_positions: PositiveInt = (
-        1024  # target positions a step, so each position weighs the same whatever the lengths
-    )
+    batch_positions: PositiveInt = 1024  # targets a step: positions weigh the same whatever the lengths
     epochs: PositiveInt = 200
     patience: PositiveInt = 10  # validations without a better score before training stops
 

@@ -35,7 +35,7 @@ class SASRecConfig(NextItemConfig):
     blocks: PositiveInt = 2
     heads: PositiveInt = 2
     feedforward: PositiveInt = 256
-    hidden_dropout: Rate = 0.2  # inside the blocks: attention weights and both residual branches
+    hidden_dropout: Rate = 0.5  # inside the blocks: attention weights and both residual branches
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128],
