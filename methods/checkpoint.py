@@ -24,18 +24,22 @@ class Checkpoint:
         return self._elapsed_before_s + time.monotonic() - self._started
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, its random state restored; None where there is none or an earlier save was cut off."""
+        """The saved state, its random state restored; None where there is none, or it is damaged."""
         import torch
 
         if self._path is None or not self._path.exists():
             return None
-        saved = torch.load(self._path, weights_only=True, map_location="cpu")
-        torch.set_rng_state(saved["torch_rng"])
-        if torch.cuda.is_available() and saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
-        self._elapsed_before_s = saved["elapsed_s"]
+        try:
+            saved = torch.load(self._path, weights_only=True, map_location="cpu")
+            state: dict[str, Any] = saved["state"]
+            torch_rng, cuda_rng, elapsed_s = saved["torch_rng"], saved["cuda_rng"], float(saved["elapsed_s"])
+            torch.set_rng_state(torch_rng)
+        except Exception:  # torch names damage in many ways; training from scratch gives the same result, only later
+            return None
+        if torch.cuda.is_available() and cuda_rng:
+            torch.cuda.set_rng_state_all(cuda_rng)
+        self._elapsed_before_s = elapsed_s
         self._started = self._saved = time.monotonic()
-        state: dict[str, Any] = saved["state"]
         return state
 
     def due(self) -> bool:
@@ -51,9 +55,15 @@ class Checkpoint:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._path.with_suffix(f".tmp{os.getpid()}")
         cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        torch.save(
-            {"state": state, "torch_rng": torch.get_rng_state(), "cuda_rng": cuda_rng, "elapsed_s": self.elapsed_s},
-            unfinished,
-        )
-        os.replace(unfinished, self._path)
+        content = {
+            "state": state,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": cuda_rng,
+            "elapsed_s": self.elapsed_s,
+        }
+        try:
+            torch.save(content, unfinished)
+            os.replace(unfinished, self._path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         self._saved = time.monotonic()

@@ -9,7 +9,7 @@ Deviation: full softmax by default instead of the pairwise losses of the paper, 
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from genrec_bench.datasets.interactions import Histories, TrainView
@@ -32,12 +32,13 @@ class GRU4RecConfig(NextItemConfig):
     hidden: PositiveInt = 128
     layers: PositiveInt = 1
     dropout: Rate = 0.5
+    learning_rate: PositiveFloat = 3e-3
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128],
         "hidden": [64, 128, 256],
         "dropout": [0.2, 0.3, 0.5, 0.6],
-        "learning_rate": (3e-4, 5e-3),
+        "learning_rate": (1e-3, 1e-2),
         "weight_decay": [0.0, 0.01, 0.1, 0.3],
     }
 

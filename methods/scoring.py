@@ -36,15 +36,15 @@ class Scorer(Method):
     def choose(self, histories: Histories, candidates: np.ndarray) -> Choice:
         scores = np.empty(candidates.shape, dtype=np.float32)
         for rows in _by_length(histories, self.rows_at_a_time):
-            full = torch.as_tensor(self.score(histories.select(rows)))
+            full = torch.as_tensor(self.score(histories.select(rows))).float()
             wanted = torch.from_numpy(candidates[rows]).to(full.device)
-            scores[rows] = full.gather(1, wanted).float().cpu().numpy()
+            scores[rows] = full.gather(1, wanted).cpu().numpy()
         return Choice(scores.argmax(1), scores)
 
 
 def masked_scores(method: Scorer, histories: Histories) -> Tensor:
-    """``method.score(histories)`` as a tensor, seen items at -inf where the protocol masks them."""
-    scores = torch.as_tensor(method.score(histories))
+    """``method.score(histories)`` as a float32 tensor, seen items at -inf where the protocol masks them."""
+    scores = torch.as_tensor(method.score(histories)).float()
     if histories.mask_seen:
         row = torch.from_numpy(np.repeat(np.arange(len(histories)), histories.lengths)).to(scores.device)
         scores = scores.clone()

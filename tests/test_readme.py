@@ -1,0 +1,48 @@
+"""What the README shows works: its method passes the contract suite and stands in a table, its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from genrec_bench.benchmark.cli import app
+from genrec_bench.benchmark.contract import check_methods
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PLUGIN = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    assert PLUGIN is not None
+    path = tmp_path / "recency.py"
+    path.write_text(PLUGIN.group(1))
+    return path
+
+
+def test_method_of_the_readme_keeps_the_contract(plugin: Path):
+    assert len(plugin.read_text().splitlines()) <= 60
+    lines: list[str] = []
+    assert check_methods(str(plugin), lines.append), "\n".join(lines)
+
+
+def test_method_of_the_readme_stands_in_a_table(plugin: Path, tmp_path: Path):
+    command = ["run", "--plugin", str(plugin), "--method", "recency", "--method", "popularity"]
+    command += ["--dataset", "synthetic", "--results", str(tmp_path / "results"), "--quiet"]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    table = CliRunner().invoke(app, ["leaderboard", "--results", str(tmp_path / "results"), "--format", "md"])
+    assert re.search(r"^\| \*{0,2}recency", table.output, re.MULTILINE)
+
+
+def test_commands_of_the_readme_exist():
+    commands = set(re.findall(r"^\s*genrec-bench ([a-z-]+)(?: (list|prepare|import|audit|show))?", README, re.MULTILINE))
+    assert len(commands) >= 8
+    for command, sub in commands:
+        shown = CliRunner().invoke(app, [command, *([sub] if command == "data" else []), "--help"])
+        assert shown.exit_code == 0, (command, sub)
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) < 200
