@@ -5,13 +5,17 @@
 The same checks run over our own methods in tests/test_contract.py.
 """
 
+import gc
+import random
 import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ import torch
 from genrec_bench.benchmark.evaluate import MethodFault, check_choice, evaluate
 from genrec_bench.benchmark.protocols import Cand20, Full, ProtocolRules
 from genrec_bench.datasets import synthetic
-from genrec_bench.datasets.interactions import InteractionData, TrainView
+from genrec_bench.datasets.interactions import Histories, InteractionData, TrainView
 from genrec_bench.datasets.splits import HeldOut, Split
 from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import ArtefactCache
@@ -28,6 +32,7 @@ from genrec_bench.methods.checkpoint import Checkpoint
 
 K = 10
 SCORE_TOLERANCE = 1e-4  # float32 sums in another order
+RISING_VALIDATIONS = 5  # more than the validations before the last kill
 
 
 class ContractBroken(Exception):
@@ -51,17 +56,19 @@ class Bench:
     def context(self, split: Split, kill_after: int | None = None, folder: Path | None = None) -> Context:
         """A context on the CPU; ``kill_after`` validations the process "dies"."""
         self.number += 1
+        judge = _Judge(split.valid, kill_after)
         return Context(
             seed=0,
             device="cpu",
             scale="tiny",
-            checkpoint=Checkpoint(folder or self.folder / f"run{self.number}", every_s=0.0),
+            checkpoint=_JudgedCheckpoint(folder or self.folder / f"run{self.number}", judge),
             artefacts=ArtefactCache(self.folder / "artefacts"),
-            validate=_Judge(split.valid, kill_after),
+            validate=judge,
         )
 
     def fitted(self, split: Split, context: Context | None = None) -> Method:
         """A new instance, trained under seed 0."""
+        random.seed(0)
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002 - as the harness does
         method = self.cls(self.config)
@@ -72,17 +79,39 @@ class Bench:
 class _Judge:
     """``context.validate`` whose answers depend on how often it was asked, never on the targets it holds.
 
-    It holds real targets all the same: a method that digs them out gets other ones when they are poisoned.
+    They rise for a while: a method that keeps its best epoch keeps one that comes after the kills. It holds real
+    targets all the same: a method that digs them out gets other ones when they are poisoned.
     """
 
     def __init__(self, valid: HeldOut, kill_after: int | None):
-        self.valid, self._kill_after, self._asked = valid, kill_after, 0
+        self.valid, self.asked = valid, 0
+        self._left = kill_after
 
     def __call__(self, method: Method) -> float:
-        self._asked += 1
-        if self._kill_after is not None and self._asked > self._kill_after:
+        if self._left == 0:
             raise _Killed
-        return 0.5
+        self._left = None if self._left is None else self._left - 1
+        self.asked += 1
+        return min(self.asked, RISING_VALIDATIONS) / 10
+
+
+class _JudgedCheckpoint(Checkpoint):
+    """Keeps with the training state how often validation had been asked: resumed, it answers on from there."""
+
+    def __init__(self, folder: Path, judge: _Judge):
+        super().__init__(folder, every_s=0.0)
+        self._judge = judge
+
+    def save(self, state: dict[str, Any]) -> None:
+        super().save({"state": state, "asked": self._judge.asked})
+
+    def load(self) -> dict[str, Any] | None:
+        saved = super().load()
+        if saved is None:
+            return None
+        self._judge.asked = saved["asked"]
+        state: dict[str, Any] = saved["state"]
+        return state
 
 
 def _read_only(split: Split) -> TrainView:
@@ -180,32 +209,36 @@ def _rows_independent(bench: Bench) -> None:
     alone = method.recommend(histories.select(backwards[:40]), K)
     difference = np.abs(together.scores[backwards[:40]] - alone.scores)
     difference = difference[np.isfinite(difference)]
-    if difference.size and difference.max() > SCORE_TOLERANCE * max(1.0, float(np.abs(alone.scores).max())):
+    largest = np.abs(alone.scores[np.isfinite(alone.scores)]).max(initial=1.0)
+    if difference.size and difference.max() > SCORE_TOLERANCE * largest:
         raise ContractBroken(f"scores of a history change by {difference.max():.3g} when it is asked in another batch")
 
 
 def _no_held_out(bench: Bench) -> None:
-    first = _fit_and_forget(bench, bench.data)
-    second = _fit_and_forget(bench, poisoned(bench.data))
     histories = Full().split(bench.data).train.sequences
-    _equal(
-        first.recommend(histories, K), second.recommend(histories, K), "trainings that differ in held-out items only"
-    )
+    first = _fit_and_rank(bench, histories)
+    with poisoned(bench.data):
+        second = _fit_and_rank(bench, histories)
+    _equal(first, second, "trainings that differ in held-out items only")
 
 
-def _fit_and_forget(bench: Bench, data: InteractionData) -> Method:
-    """Fit with the data's held-out items in reach of a method that digs for them (frames, garbage collector)."""
-    split = Full().split(data)
-    return bench.fitted(split)
+def _fit_and_rank(bench: Bench, histories: Histories) -> Ranking:
+    """Fit with held-out items in reach of a method that digs for them (frames, garbage collector)."""
+    gc.collect()  # no split of an earlier training is left: a digger finds this one's held-out items or none
+    split = Full().split(bench.data)
+    return bench.fitted(split).recommend(histories, K)
 
 
-def poisoned(data: InteractionData) -> InteractionData:
-    """The same training part, other validation and test items."""
-    items = data.sequences.items.copy()
-    ends = data.sequences.offsets[1:]
-    for back in (1, 2):
-        items[ends - back] = (items[ends - back] + data.num_items // 2) % data.num_items
-    return replace(data, sequences=replace(data.sequences, items=items), sha256="")
+@contextmanager
+def poisoned(data: InteractionData) -> Iterator[None]:
+    """The same training part, other validation and test items; in place, so that the true ones are nowhere to find."""
+    items, ends = data.sequences.items, data.sequences.offsets[1:]
+    held_out = np.concatenate([ends - 1, ends - 2])
+    items[held_out] = (items[held_out] + data.num_items // 2) % data.num_items
+    try:
+        yield
+    finally:
+        items[held_out] = (items[held_out] - data.num_items // 2) % data.num_items
 
 
 def _save_load(bench: Bench) -> None:

@@ -81,7 +81,10 @@ def validation_ranks(method: Method, held_out: HeldOut, rules: ProtocolRules, nu
 
 def check_ranking(ranking: Ranking, held_out: HeldOut, k: int, num_items: int, mask_seen: bool) -> None:
     """Raise MethodFault unless the ranking is what `Method.recommend` promises."""
-    items, scores = np.asarray(ranking.items), np.asarray(ranking.scores)
+    _refuse_kind("recommend", ranking, Ranking)
+    items, scores = ranking.items, ranking.scores
+    _refuse_kind("recommend", items, np.ndarray, "items as ")
+    _refuse_kind("recommend", scores, np.ndarray, "scores as ")
     rows = len(held_out.histories)
     if items.shape != (rows, k) or scores.shape != (rows, k):
         raise MethodFault(
@@ -104,6 +107,12 @@ def check_ranking(ranking: Ranking, held_out: HeldOut, k: int, num_items: int, m
         _refuse_seen(items, held_out, num_items)
 
 
+def _refuse_kind(step: str, value: object, kind: type, what: str = "") -> None:
+    if not isinstance(value, kind):
+        name = "a numpy array" if kind is np.ndarray else f"a {kind.__name__}"
+        raise MethodFault(f"{step} returned {what}{type(value).__name__}, expected {name}")
+
+
 def _refuse(wrong: np.ndarray, items: np.ndarray, held_out: HeldOut, what: str) -> None:
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
@@ -123,7 +132,9 @@ def _refuse_seen(items: np.ndarray, held_out: HeldOut, num_items: int) -> None:
 
 def check_choice(choice: Choice, candidates: np.ndarray) -> None:
     """Raise MethodFault unless the choice is what `Method.choose` promises."""
-    picked = np.asarray(choice.picked)
+    _refuse_kind("choose", choice, Choice)
+    picked = choice.picked
+    _refuse_kind("choose", picked, np.ndarray, "picks as ")
     if picked.shape != (len(candidates),):
         raise MethodFault(f"choose returned picks of shape {picked.shape}, expected {(len(candidates),)}")
     if not np.issubdtype(picked.dtype, np.integer):
@@ -131,6 +142,7 @@ def check_choice(choice: Choice, candidates: np.ndarray) -> None:
     if ((picked < -1) | (picked >= candidates.shape[1])).any():
         raise MethodFault(f"choose returned a pick outside -1..{candidates.shape[1] - 1}")
     if choice.scores is not None:
+        _refuse_kind("choose", choice.scores, np.ndarray, "scores as ")
         if np.shape(choice.scores) != candidates.shape:
             raise MethodFault(f"choose returned scores {np.shape(choice.scores)}, expected {candidates.shape}")
         if np.isnan(choice.scores).any():

@@ -30,7 +30,7 @@ class MethodConfig(BaseModel):
     that is sampled on a log scale.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {}
 
 

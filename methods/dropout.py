@@ -15,7 +15,7 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
         return x
     if x.is_cuda:
         return functional.dropout(x, probability)
-    dropped = round(probability * 256)
+    dropped = min(round(probability * 256), 255)
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
     return x * (keep.to(x.dtype) * (256 / (256 - dropped)))

@@ -47,6 +47,7 @@ class ItemKNN(Scorer):
         ones = np.ones(len(row), np.float32)
         users_items = sparse.csr_array((ones, (row, sequences.items)), shape=(len(sequences), train.num_items))
         users_items.data[:] = 1.0  # a repeated item counts once
+        self.users = np.asarray(users_items.sum(axis=0)).ravel()  # of each item
         items_users = sparse.csr_array(users_items.T)
         parts = [
             self._neighbours(items_users[start : start + ROWS] @ users_items, start)
@@ -59,7 +60,7 @@ class ItemKNN(Scorer):
         together = sparse.csr_array(together)
         together.sort_indices()  # equal similarities then keep the lower item number
         row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
-        norm = np.sqrt(self.popularity)
+        norm = np.sqrt(self.users)
         data = together.data / (norm[row + start] * norm[together.indices] + self.config.shrink)
         data[row + start == together.indices] = 0.0
         order = np.lexsort((-data, row))

@@ -70,6 +70,8 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch: ``(inputs (B, L), mask (B, L), targets (P,))``, about ``positions`` targets each, in random order."""
     starts, ends = windows(sequences, max_length, rng)
+    if not len(starts):  # no sequence has two items
+        return
     lengths = ends - starts
     order = np.lexsort((rng.random(len(lengths)), lengths))  # similar lengths together, random among equals
     number = (np.cumsum(lengths[order]) - 1) // positions

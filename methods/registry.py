@@ -33,12 +33,17 @@ def register(name: str) -> Callable[[M], M]:
 
     def decorate(cls: M) -> M:
         taken = _registered.get(name)
-        if name in BUILT_IN or (taken is not None and taken.__qualname__ != cls.__qualname__):
+        if name in BUILT_IN or (taken is not None and _origin(taken) != _origin(cls)):
             raise InputError(f"Method name '{name}' is taken by {BUILT_IN.get(name) or taken}: choose another")
         _registered[name] = cls
         return cls
 
     return decorate
+
+
+def _origin(cls: type) -> tuple[str | None, str]:
+    """File and name of a class: registering the same one again (an edited file, a notebook cell) replaces it."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None), cls.__qualname__
 
 
 def names() -> list[str]:
@@ -80,16 +85,16 @@ def load_plugin(path: str | Path) -> dict[str, str]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except InputError:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            raise
-        except Exception as error:
-            del sys.modules[module_name]
+            _registered.clear()
+            _registered.update(before)
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"Plugin {path}: {type(error).__name__}: {error}") from error
     found = {name: digest for name, cls in _registered.items() if cls.__module__ == module_name}
     if not found:
-        _registered.clear()
-        _registered.update(before)
+        del sys.modules[module_name]
         raise InputError(f"Plugin {path}: registers no method; decorate its class with @register('name')")
     return found
 
