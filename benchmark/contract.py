@@ -216,6 +216,7 @@ def _rows_independent(bench: Bench) -> None:
 
 def _no_held_out(bench: Bench) -> None:
     histories = Full().split(bench.data).train.sequences
+    gc.collect()  # no split of an earlier training is left: a digger finds this one's held-out items or none
     first = _fit_and_rank(bench, histories)
     with poisoned(bench.data):
         second = _fit_and_rank(bench, histories)
@@ -224,7 +225,6 @@ def _no_held_out(bench: Bench) -> None:
 
 def _fit_and_rank(bench: Bench, histories: Histories) -> Ranking:
     """Fit with held-out items in reach of a method that digs for them (frames, garbage collector)."""
-    gc.collect()  # no split of an earlier training is left: a digger finds this one's held-out items or none
     split = Full().split(bench.data)
     return bench.fitted(split).recommend(histories, K)
 

@@ -1,5 +1,6 @@
 """One cell, from data to record. Runs in a process of its own, so that its memory, crashes and hangs are its own."""
 
+import errno
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from genrec_bench.benchmark.evaluate import Answers, MethodFault, evaluate, vali
 from genrec_bench.benchmark.protocols import ProtocolRules, selection_value
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.datasets import store
+from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import InteractionData, TrainView
 from genrec_bench.datasets.splits import HeldOut, Split
 from genrec_bench.methods import registry
@@ -73,10 +75,11 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
     _guard(lambda: method.fit(train, context), "fit")
     train_seconds = checkpoint.elapsed_s
     events(stage="rank")
+    selected = _guard(lambda: validation(method), "recommend")  # of the model that is tested, resumed or not
     data = store.load(cell.dataset)
     split = cell.rules.split(data)
     answers = _guard(lambda: evaluate(method, split.test, cell.rules, data.num_items), "recommend")
-    record = _record(cell, identity, data, split, method, answers, validation.best, train_seconds, threads, device)
+    record = _record(cell, identity, data, split, method, answers, selected, train_seconds, threads, device)
     users = records.users_table(split.test, split.train.item_counts())
     records.write(results, record, answers.ranks, answers.ranking, users, events.path)
     shutil.rmtree(work, ignore_errors=True)
@@ -96,6 +99,10 @@ def _guard(step: Callable[[], Any], name: str) -> Any:
     except (MethodFault, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # no fault of the method's
+            raise InputError(
+                f"No space left under {store.home()}: free some, then run the same command again"
+            ) from error
         at = _innermost(error)
         raise MethodFault(
             f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]} ({at})"
@@ -121,12 +128,9 @@ class _Validation:
 
     def __init__(self, rules: ProtocolRules, valid: HeldOut, num_items: int):
         self._rules, self._valid, self._num_items = rules, valid, num_items
-        self.best: float | None = None
 
     def __call__(self, method: Method) -> float:
-        value = selection_value(self._rules, validation_ranks(method, self._valid, self._rules, self._num_items))
-        self.best = value if self.best is None else max(self.best, value)
-        return value
+        return selection_value(self._rules, validation_ranks(method, self._valid, self._rules, self._num_items))
 
 
 class _EventLog:
@@ -149,7 +153,7 @@ def _record(
     split: Split,
     method: Method,
     answers: Answers,
-    best_validation: float | None,
+    validation: float,
     train_seconds: float,
     threads: int,
     device: str,
@@ -180,7 +184,7 @@ def _record(
         tier=cell.scale,
         seed=cell.seed,
         **metrics.summarise(answers, split, cell.rules.name),
-        validation=records.Validation(metric=cell.rules.selection_metric, value=best_validation),
+        validation=records.Validation(metric=cell.rules.selection_metric, value=validation),
         evaluated_users=users,
         cost=records.Cost(
             parameters=parameters,

@@ -69,7 +69,7 @@ class Protocol(_Part):
 
 
 class Validation(_Part):
-    """The best value the method reached on validation, None where it never asked."""
+    """What the tested model reaches on validation; None where that is unknown."""
 
     metric: str
     value: FiniteFloat | None

@@ -47,7 +47,7 @@ class ItemKNN(Scorer):
         ones = np.ones(len(row), np.float32)
         users_items = sparse.csr_array((ones, (row, sequences.items)), shape=(len(sequences), train.num_items))
         users_items.data[:] = 1.0  # a repeated item counts once
-        self.users = np.asarray(users_items.sum(axis=0)).ravel()  # of each item
+        self.users: np.ndarray = np.asarray(users_items.sum(axis=0)).ravel()  # of each item
         items_users = sparse.csr_array(users_items.T)
         parts = [
             self._neighbours(items_users[start : start + ROWS] @ users_items, start)
