@@ -36,11 +36,10 @@ def quickstart(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run the default suite on MovieLens-100K and print its tables."""
-    from importlib.resources import files
-
+    import genrec_bench.suites as suites
     from genrec_bench.benchmark.suite import read_suite
 
-    suite = read_suite(Path(str(files("genrec_bench.suites") / "quickstart.yaml")))
+    suite = read_suite(Path(next(iter(suites.__path__))) / "quickstart.yaml")
     _run_and_print(suite, results, {}, quiet)
 
 

@@ -1,5 +1,6 @@
 """One cell, from data to record. Runs in a process of its own, so that its memory, crashes and hangs are its own."""
 
+import ctypes
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -54,6 +56,7 @@ def run_id(cell: Cell, dataset_sha256: str) -> str:
 def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads: int) -> None:
     """Train, rank, measure and record one cell. Resumes from its checkpoint; raises MethodFault or InputError."""
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     sha256, num_items, train, valid = _learnable(cell)
     identity = run_id(cell, sha256)
     work = store.home() / "runs" / identity
@@ -71,7 +74,7 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
         log=events,
     )
     _seed(cell.seed)
-    method = registry.get(cell.method)(cell.config)
+    method = _guard(lambda: registry.get(cell.method)(cell.config), "__init__")
     _guard(lambda: method.fit(train, context), "fit")
     train_seconds = checkpoint.elapsed_s
     events(stage="rank")
@@ -83,6 +86,17 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
     users = records.users_table(split.test, split.train.item_counts())
     records.write(results, record, answers.ranks, answers.ranking, users, events.path)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _keep_freed_memory() -> None:
+    """Let freed blocks of up to 32 MiB be used again instead of going back to the kernel (glibc; elsewhere no effect).
+
+    By default every large temporary is mapped and cleared anew, on a CPU over a quarter of SASRec's training time.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, its largest value
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def _learnable(cell: Cell) -> tuple[str, int, TrainView, HeldOut]:
@@ -159,7 +173,7 @@ def _record(
     device: str,
 ) -> records.Record:
     """Everything that is known of a finished run."""
-    parameters, trainable = method.parameters()
+    parameters, trainable = _guard(method.parameters, "parameters")
     defaults = type(method.config)().model_dump(mode="json")
     config = method.config.model_dump(mode="json")
     users = len(answers.ranks)

@@ -8,14 +8,16 @@ from its checkpoint with the same result as an undisturbed run.
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ def run_grid(
 
     Raises InputError before anything runs where a data set cannot be had or the results folder cannot be written.
     """
+    results = Path(results).absolute()  # a cell's process may stand in another folder
     records.check_writable(results)
     hashes = {}
     for name in dict.fromkeys(cell.dataset for cell in cells):
@@ -66,9 +69,10 @@ def run_grid(
     waiting = deque((cell, run_id(cell, hashes[cell.dataset]), hashes[cell.dataset]) for cell in cells)
     grid.outcome.run_ids = [identity for _, identity, _ in waiting]
     progress.start(len(cells))
-    with _stop_signals(), progress:
+    with _stop_signals() as raise_if_stopped, progress:
         try:
             while waiting or grid.running:
+                raise_if_stopped()
                 for _ in range(len(waiting)):
                     if len(grid.running) >= jobs:
                         break
@@ -115,12 +119,16 @@ class _Grid:
     def begin(self, cell: Cell, identity: str, dataset_sha256: str) -> bool:
         """Start a cell's process, or count its record; False where another command is at work on it."""
         folder = store.home() / "runs"
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{identity}.lock")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError as error:
+            raise InputError(
+                f"Cannot write in {folder}: {error.strerror}; point $GENREC_BENCH_HOME at a writable folder"
+            ) from None
         if not self.force and records.exists(self.results, cell.dataset, cell.method, identity):
             lock.release()
             self.outcome.already += 1
@@ -128,8 +136,10 @@ class _Grid:
             return True
         context = _process_context()
         receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(cell, self.results, sender, self.threads))
-        child.start()
+        arguments = (pickle.dumps(cell), self.results, store.home(), sender, self.threads)
+        child = context.Process(target=_child, args=arguments)
+        with _interrupts_held():
+            child.start()
         sender.close()
         deadline = time.monotonic() + (self.time_budget_s or math.inf)
         self.running.append(_Running(cell, identity, dataset_sha256, child, receiver, lock, deadline))
@@ -141,23 +151,25 @@ class _Grid:
         if not self.running:
             time.sleep(0.2)
             return
-        ready = wait([one.receiver for one in self.running], timeout=0.5)
+        # A dead process is not always the end of its pipe: processes that it started may hold that open.
+        ready = wait([source for one in self.running for source in (one.receiver, one.child.sentinel)], timeout=0.5)
         for one in list(self.running):
-            if one.receiver in ready:
+            if one.receiver in ready or one.child.sentinel in ready:
                 self._hear(one)
-            elif time.monotonic() > one.deadline:
+            if one in self.running and time.monotonic() > one.deadline:
                 self._end(one, f"stopped after its time budget of {self.time_budget_s:g} s")
 
     def _hear(self, one: _Running) -> None:
+        kind: str
+        content: Any
         try:
-            kind, content = one.receiver.recv()
-        except EOFError:
+            kind, content = one.receiver.recv() if one.receiver.poll() else ("dead", None)
+        except (EOFError, OSError):  # nothing more to read, or a message that was cut off
+            kind, content = "dead", None
+        if kind == "dead":
             one.child.join()
             code = one.child.exitcode
-            self._end(
-                one, f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
-            )
-            return
+            content = f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
         if kind == "event":
             self.progress.event(one.cell, content)
         elif kind == "input":  # the results folder, the disk or a file is at fault, not the method: stop the grid
@@ -184,8 +196,7 @@ class _Grid:
 
     def _release(self, one: _Running) -> None:
         self.running.remove(one)
-        if one.child.is_alive():
-            one.child.kill()
+        _kill_group(one.child)
         one.child.join()
         one.receiver.close()
         one.lock.release()
@@ -221,21 +232,35 @@ def _process_context() -> Any:
     return context
 
 
-def _child(cell: Cell, results: Path, sender: Connection, threads: int) -> None:
+def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, threads: int) -> None:
     """Body of a cell's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setsid"):
+        os.setsid()  # a group of its own, so that whatever the method starts can be ended with it
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ["GENREC_BENCH_HOME"] = str(home)  # the server that this process was forked from may know an older one
     try:
-        execute(cell, results, lambda event: sender.send(("event", event)), threads)
+        execute(pickle.loads(pickled_cell), results, lambda event: sender.send(("event", event)), threads)
     except MethodFault as error:
         sender.send(("failed", str(error)))
     except MemoryError:
         sender.send(("failed", "out of memory"))
     except InputError as error:
         sender.send(("input", str(error)))
+    except OSError as error:  # the method's own are MethodFaults
+        sender.send(("input", f"Cannot work under {home}: {error}"))
     else:
         sender.send(("done", None))
+
+
+def _kill_group(child: Any) -> None:
+    """End a cell's process and all that it has started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except (AttributeError, OSError):  # no groups on this system, none yet, or nobody left in it
+        if child.is_alive():
+            child.kill()
 
 
 def _die_with_parent() -> None:
@@ -243,22 +268,47 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # its own group
     os._exit(1)
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Interrupted while the grid runs."""
-    if threading.current_thread() is not threading.main_thread():
+def _interrupts_held() -> Iterator[None]:
+    """Hold SIGINT back, also from the server that cells are forked from: it starts with the first of them."""
+    if not hasattr(signal, "pthread_sigmask"):
         yield
+        return
+    resource_tracker.ensure_running()  # it lifts the hold when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], None]]:
+    """Note SIGINT and SIGTERM while the grid runs; what this yields raises Interrupted after one.
+
+    Raising in the handler could happen anywhere, such as between a process and the note that it has to be ended.
+    """
+    received: list[str] = []
+
+    def raise_if_stopped() -> None:
+        if received:
+            raise Interrupted(received[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield raise_if_stopped
         return
 
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield raise_if_stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

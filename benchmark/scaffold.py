@@ -8,8 +8,8 @@ from genrec_bench.methods import registry
 
 METHOD = '''"""{title}: say here what it does, and which paper it is from.
 
-    genrec-bench check {name}.py
-    genrec-bench run --plugin {name}.py --method {name} --method popularity --dataset ml-100k
+genrec-bench check {name}.py
+genrec-bench run --plugin {name}.py --method {name} --method popularity --dataset ml-100k
 """
 
 from pathlib import Path

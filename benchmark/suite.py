@@ -9,7 +9,7 @@ tuned: {ml-100k: {sasrec: {dropout: 0.3}}}     # values chosen on validation, fo
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -38,8 +38,8 @@ class Suite(BaseModel):
     name: str = "suite"
     methods: list[MethodEntry] = Field(min_length=1)
     datasets: list[str] = Field(min_length=1)
-    protocols: list[str] = ["full"]
-    seeds: list[int] = Field([0], min_length=1)
+    protocols: list[str] = Field(["full"], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], min_length=1)  # as far as NumPy's generator goes
     scale: Literal["tiny", "base", "paper"] = "tiny"
     mask_seen: bool = False
     time_budget: str | None = None  # of one cell, e.g. 90s, 25m, 2h
@@ -50,6 +50,14 @@ class Suite(BaseModel):
     @classmethod
     def _names_are_entries(cls, value: Any) -> Any:
         return [{"method": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+
+    @field_validator("time_budget", mode="before")
+    @classmethod
+    def _budget_is_a_time(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int | float) else value
+        if isinstance(text, str):
+            seconds(text)
+        return text
 
     @field_validator("protocols")
     @classmethod
@@ -85,7 +93,9 @@ class Cell:
 
 def _restore(values: dict[str, Any]) -> Cell:
     if values["plugin"]:
-        registry.load_plugin(values["plugin"])
+        loaded = registry.load_plugin(values["plugin"])
+        if loaded.get(values["method"]) != values["plugin_sha256"]:
+            raise InputError(f"Plugin {values['plugin']} was changed while the grid ran: run the same command again")
     return Cell(**{**values, "config": registry.configure(values["method"], values["config"])})
 
 
@@ -96,7 +106,7 @@ def read_suite(path: str | Path) -> Suite:
         raise InputError(f"Suite {path}: no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"Suite {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"Suite {path}: expected keys {', '.join(Suite.model_fields)}, got {type(content).__name__}")
@@ -109,7 +119,7 @@ def read_suite(path: str | Path) -> Suite:
 def make_suite(values: dict[str, Any], where: str = "") -> Suite:
     """A checked suite from plain values."""
     try:
-        return Suite(**values)
+        return Suite.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
