@@ -96,32 +96,42 @@ class _Progress:
 
 
 def train_next_item(
-    model: nn.Module, method: Method, train: TrainView, config: NextItemConfig, context: Context
+    model: nn.Module,
+    method: Method,
+    train: TrainView,
+    config: NextItemConfig,
+    context: Context,
+    averaging: float = 0.0,
 ) -> None:
     """Train ``model`` (a `NextItemModel`) until validation stops improving; leaves the best epoch's weights in it.
 
-    ``method`` is what ``context.validate`` asks for recommendations: its model is ``model``. Resumes from the context's
-    checkpoint; data order depends on (seed, epoch) alone, so a resumed run equals an undisturbed one.
+    ``method`` is what ``context.validate`` asks for recommendations: its model is ``model``. With ``averaging`` > 0 the
+    weights that are validated and kept are a moving average, which forgets by that factor a step. Resumes from the
+    context's checkpoint; data order depends on (seed, epoch) alone, so a resumed run equals an undisturbed one.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     progress = _Progress()
-    best_weights = _copy(model)
+    average, best_weights = _copy(model), _copy(model)
     if (saved := context.checkpoint.load()) is not None:
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        best_weights, progress = saved["best_weights"], _Progress(**saved["progress"])
+        average, best_weights = saved["average"], saved["best_weights"]
+        progress = _Progress(**saved["progress"])
     while progress.epoch < config.epochs and progress.since_best < config.patience:
         started = time.monotonic()
-        loss = _epoch(model, optimiser, train, config, context, progress.epoch)
+        loss = _epoch(model, optimiser, train, config, context, progress.epoch, average, averaging)
         trained = time.monotonic()
+        current = _copy(model)
+        model.load_state_dict(average)
         model.eval()
         score = context.validate(method)
         progress.epoch += 1
         progress.since_best += 1
         if score > progress.best:
             progress.best, progress.since_best, best_weights = score, 0, _copy(model)
+        model.load_state_dict(current)
         context.log(
             epoch=progress.epoch,
             loss=loss,
@@ -135,6 +145,7 @@ def train_next_item(
                 {
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
+                    "average": average,
                     "best_weights": best_weights,
                     "progress": vars(progress),
                 }
@@ -150,8 +161,10 @@ def _epoch(
     config: NextItemConfig,
     context: Context,
     epoch: int,
+    average: dict[str, Tensor],
+    averaging: float,
 ) -> float:
-    """One pass over all training positions; returns the mean loss of a step."""
+    """One pass over all training positions, ``average`` following the weights; returns the mean loss of a step."""
     model.train()
     rng = np.random.default_rng([context.seed, epoch])
     step_losses = []
@@ -163,6 +176,7 @@ def _epoch(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
+        _follow(average, model, averaging)
         step_losses.append(loss.detach())
     return float(torch.stack(step_losses).mean()) if step_losses else 0.0
 
@@ -175,6 +189,13 @@ def _loss(hidden: Tensor, table: Tensor, targets: Tensor, config: NextItemConfig
     count = config.negatives if config.loss == "sampled_ce" else len(targets)
     negatives = torch.from_numpy(rng.integers(0, len(table), count)).to(hidden.device)
     return (losses.sampled_softmax if config.loss == "sampled_ce" else losses.binary)(hidden, table, targets, negatives)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], model: nn.Module, averaging: float) -> None:
+    """average <- averaging * average + (1 - averaging) * weights"""
+    for name, weights in model.state_dict().items():
+        average[name].lerp_(weights, 1.0 - averaging)
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

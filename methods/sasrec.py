@@ -35,6 +35,7 @@ class SASRecConfig(NextItemConfig):
     blocks: PositiveInt = 2
     heads: PositiveInt = 2
     feedforward: PositiveInt = 256
+    averaging: Rate = 0.998  # of the weights, a step; steadies the choice of an epoch
     hidden_dropout: Rate = 0.5  # inside the blocks: attention weights and both residual branches
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
@@ -62,7 +63,7 @@ class SASRec(Scorer):
 
     def fit(self, train: TrainView, context: Context) -> None:
         self._build(train, context)
-        train_next_item(self.model, self, train, self.config, context)
+        train_next_item(self.model, self, train, self.config, context, self.config.averaging)
 
     def score(self, histories: Histories) -> Tensor:
         return next_item_scores(self.model, histories, self.config.max_length)
