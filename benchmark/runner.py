@@ -232,7 +232,7 @@ def _process_context() -> Any:
     return context
 
 
-def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, threads: int) -> None:
+def _child(pickled_cell: bytes, identity: str, results: Path, home: Path, sender: Connection, threads: int) -> None:
     """Body of a cell's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -37,7 +37,9 @@ def test_method_of_the_readme_stands_in_a_table(plugin: Path, tmp_path: Path):
 
 
 def test_commands_of_the_readme_exist():
-    commands = set(re.findall(r"^\s*genrec-bench ([a-z-]+)(?: (list|prepare|import|audit|show))?", README, re.MULTILINE))
+    commands = set(
+        re.findall(r"^\s*genrec-bench ([a-z-]+)(?: (list|prepare|import|audit|show))?", README, re.MULTILINE)
+    )
     assert len(commands) >= 8
     for command, sub in commands:
         shown = CliRunner().invoke(app, [command, *([sub] if command == "data" else []), "--help"])

@@ -17,10 +17,11 @@ RUNS = sorted(path.parent for path in RESULTS.glob("*/*/*/run.json"))
 
 def committed_files() -> list[Path]:
     ignored = {"rankings.parquet", "events.jsonl"}
+    elsewhere = {".work", "quickstart"}
     return [
         path
         for path in RESULTS.rglob("*")
-        if path.is_file() and path.name not in ignored and ".work" not in path.parts
+        if path.is_file() and path.name not in ignored and not elsewhere & set(path.parts)
     ]
 
 

@@ -1,0 +1,234 @@
+"""From YAML and options to cells: every mistake is one message that names the file, the key and the nearest name."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from genrec_bench.benchmark.execute import run_id
+from genrec_bench.benchmark.suite import cells, make_suite, parse_settings, read_suite, seconds
+from genrec_bench.datasets import catalogue
+from genrec_bench.datasets.errors import InputError
+
+MINIMAL = "methods: [popularity]\ndatasets: [tiny]\n"
+PLUGIN = """
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.registry import register
+class MineConfig(MethodConfig):
+    depth: int = 1
+@register("mine")
+class Mine(Popularity):
+    Config = MineConfig
+"""
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "my.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def grid(text: str, folder: Path, **settings):
+    return cells(read_suite(written(folder, text)), settings or None)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.name)
+def test_our_suites_make_cells(path):
+    suite = read_suite(path)
+    found = cells(suite)
+    assert suite.name == path.stem
+    assert len({(cell.label, cell.dataset, cell.rules, cell.seed) for cell in found}) == len(found)
+    assert {cell.dataset for cell in found} <= set(catalogue.names())
+    assert set(suite.tuned) <= set(suite.datasets)
+    if suite.time_budget:
+        assert seconds(suite.time_budget) > 0
+
+
+def test_cells_of_a_suite(tmp_path):
+    found = grid("methods: [popularity, {method: sasrec, label: bce, config: {loss: bce}}]\ndatasets: [a, b]\n"
+                 "protocols: [full, cand20]\nseeds: [0, 5]\nscale: base\nmask_seen: true\n", tmp_path)  # fmt: skip
+    assert len(found) == 2 * 2 * 2 * 2
+    assert [str(cell) for cell in found[:3]] == [
+        "popularity · a · full · seed 0", "popularity · a · full · seed 5", "bce · a · full · seed 0",
+    ]  # fmt: skip
+    assert {cell.rules.mask_seen for cell in found if cell.rules.name == "full"} == {True}
+    assert {cell.rules.mask_seen for cell in found if cell.rules.name == "cand20"} == {False}
+    assert {cell.scale for cell in found} == {"base"}
+    assert found[2].config.loss == "bce"
+    assert read_suite(tmp_path / "my.yaml").name == "my"
+
+
+def test_methods_without_choose_stay_out_of_the_candidate_protocol(tmp_path):
+    (tmp_path / "ranks.py").write_text(
+        PLUGIN + "\n    choose = __import__('genrec_bench.methods.base').methods.base.Method.choose\n"
+    )
+    text = "methods: [mine, popularity]\ndatasets: [a]\nprotocols: [full, cand20]\nplugins: [ranks.py]\n"
+    assert [(cell.method, cell.rules.name) for cell in grid(text, tmp_path)] == [
+        ("mine", "full"), ("popularity", "full"), ("popularity", "cand20"),
+    ]  # fmt: skip
+
+
+def test_tuned_values_yield_to_the_entry_and_to_set(tmp_path):
+    text = (
+        "methods: [sasrec, {method: sasrec, label: own, config: {dropout: 0.2}}]\ndatasets: [a, b]\n"
+        "tuned: {a: {sasrec: {dropout: 0.1, dim: 32}}}\n"
+    )
+    values = {(c.label, c.dataset): (c.config.dropout, c.config.dim, c.config.epochs) for c in grid(text, tmp_path)}
+    plain = grid("methods: [sasrec]\ndatasets: [b]\n", tmp_path)[0].config
+    default = (plain.dropout, plain.dim, plain.epochs)
+    assert values == {
+        ("sasrec", "a"): (0.1, 32, default[2]), ("own", "a"): (0.2, 32, default[2]),
+        ("sasrec", "b"): default, ("own", "b"): (0.2, *default[1:]),
+    }  # fmt: skip
+    with pytest.raises(InputError, match="'sasrec' and 'own' are the same run of sasrec"):
+        grid(text, tmp_path, sasrec={"dropout": 0.7})
+    found = grid(
+        "methods: [sasrec]\ndatasets: [a]\ntuned: {a: {sasrec: {dim: 32, epochs: 3}}}\n", tmp_path, sasrec={"dim": 16}
+    )
+    assert (found[0].config.dim, found[0].config.epochs) == (16, 3)
+
+
+def test_plugins_are_found_beside_the_suite(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.chdir("/")
+    (cell,) = grid("methods: [{method: mine, config: {depth: 3}}]\ndatasets: [a]\nplugins: [mine.py]\n", tmp_path)
+    assert cell.plugin == str(tmp_path / "mine.py")
+    assert cell.config.depth == 3
+    again = pickle.loads(pickle.dumps(cell))  # as it travels to its process
+    assert (str(again), again.config.depth, run_id(again, "x")) == (str(cell), 3, run_id(cell, "x"))
+    (tmp_path / "mine.py").write_text(PLUGIN + "# new")
+    (other,) = grid("methods: [{method: mine, config: {depth: 3}}]\ndatasets: [a]\nplugins: [mine.py]\n", tmp_path)
+    assert run_id(other, "x") != run_id(cell, "x")
+
+
+def test_run_ids_name_what_determines_a_result(tmp_path):
+    def identity(text="", data="x", **settings):
+        return run_id(grid(MINIMAL.replace("popularity", "sasrec") + text, tmp_path, **settings)[0], data)
+
+    base = identity()
+    assert identity("seeds: [0]\nname: other\ntime_budget: 3h\n") == base
+    assert identity("tuned: {tiny: {sasrec: {dim: 64}}}\n") == base  # the default, spelt out
+    others = [
+        identity("seeds: [1]\n"), identity("mask_seen: true\n"), identity("protocols: [cand20]\n"),
+        identity("scale: base\n"), identity(data="y"), identity(sasrec={"dim": 32}),
+    ]  # fmt: skip
+    assert len({base, *others}) == 7
+
+
+WRONG = [
+    ("methods: [popularity\n", r"my\.yaml: not YAML: while parsing a flow sequence"),
+    (b"\xff\xfe\x00", r"my\.yaml: not YAML: .*"),
+    ("- popularity\n", r"my\.yaml: expected keys name, methods, .*, got list"),
+    ("", r"my\.yaml: expected keys name, methods, .*, got NoneType"),
+    (MINIMAL + "sedes: [1]\n", r"my\.yaml: Unknown key 'sedes'\. Did you mean: seeds"),
+    ("methods: [{method: sasrec, lable: x}]\ndatasets: [a]\n", r"Unknown key 'lable'\. Did you mean: label"),
+    ("datasets: [a]\n", r"my\.yaml: methods: Field required"),
+    ("methods: []\ndatasets: [a]\n", r"my\.yaml: methods: List should have at least 1 item"),
+    ("methods: popularity\ndatasets: [a]\n", r"my\.yaml: methods: Input should be a valid list"),
+    ("methods: [popularity]\ndatasets: a\n", r"my\.yaml: datasets: Input should be a valid list"),
+    (MINIMAL + "seeds: [one]\n", r"my\.yaml: seeds\.0: Input should be a valid integer"),
+    (MINIMAL + "seeds: [0, -1]\n", r"my\.yaml: seeds\.1: Input should be greater than or equal to 0"),
+    (MINIMAL + "seeds: [4294967296]\n", r"my\.yaml: seeds\.0: Input should be less than"),
+    (MINIMAL + "seeds: []\n", r"my\.yaml: seeds: List should have at least 1 item"),
+    (MINIMAL + "scale: huge\n", r"my\.yaml: scale: Input should be 'tiny', 'base' or 'paper'"),
+    (MINIMAL + "protocols: [ful]\n", r"my\.yaml: protocols: Unknown protocol 'ful'\. Did you mean: full"),
+    (MINIMAL + "protocols: []\n", r"my\.yaml: protocols: List should have at least 1 item"),
+    (MINIMAL + "tuned: {a: {popularity: 3}}\n", r"my\.yaml: tuned\.a\.popularity: Input should be a valid dictionary"),
+    (MINIMAL + "1: 2\n", r"my\.yaml: .*"),
+    (MINIMAL + "seeds: " + "[" * 3000 + "\n", r"my\.yaml: not YAML: .*"),
+    (MINIMAL + "time_budget: soon\n", r"my\.yaml: time_budget: Time 'soon': expected a positive number"),
+    (MINIMAL + "time_budget: 90\n", None),  # seconds
+    (MINIMAL + "plugins: mine.py\n", r"my\.yaml: plugins: Input should be a valid list"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_mistakes_in_the_file(tmp_path, text, message):
+    path = written(tmp_path, text)
+    if message is None:
+        assert seconds(read_suite(path).time_budget) == 90
+        return
+    with pytest.raises(InputError, match=message) as error:
+        read_suite(path)
+    assert str(error.value).startswith(f"Suite {path}: ")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [sasrek]\ndatasets: [a]\n", r"Unknown method 'sasrek'\. Did you mean: sasrec"),
+        (MINIMAL + "tuned: {a: {sasrek: {}}}\n", r"Unknown method 'sasrek'\. Did you mean: sasrec"),
+        (
+            "methods: [{method: sasrec, config: {dimm: 3}}]\ndatasets: [a]\n",
+            r"Unknown setting of sasrec 'dimm'\. Did you mean: dim",
+        ),
+        (
+            "methods: [{method: sasrec, config: {dim: big}}]\ndatasets: [a]\n",
+            r"sasrec\.dim = 'big': Input should be a valid integer",
+        ),
+        (MINIMAL + "plugins: [gone.py]\n", r"gone\.py: no such file"),
+        ("methods: [popularity, popularity]\ndatasets: [a]\n", "are the same run"),
+        ("methods: [popularity]\ndatasets: [a, a]\n", "are the same run"),
+        (MINIMAL + "seeds: [1, 1]\n", "are the same run"),
+    ],
+)
+def test_mistakes_that_show_when_cells_are_made(tmp_path, text, message):
+    suite = read_suite(written(tmp_path, text))
+    with pytest.raises(InputError, match=message):
+        cells(suite)
+
+
+def test_settings_for_a_method_that_is_not_run(tmp_path):
+    with pytest.raises(InputError, match="that method is not part of this run"):
+        grid(MINIMAL, tmp_path, sasrec={"dim": 8})
+    with pytest.raises(InputError, match="Did you mean: sasrec"):
+        grid(MINIMAL, tmp_path, sasrecc={"dim": 8})
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.yaml: no such file"):
+        read_suite(tmp_path / "gone.yaml")
+    with pytest.raises(InputError, match="no such file"):
+        read_suite(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90", 90), ("90s", 90), ("1.5s", 1.5), ("25m", 1500), ("2h", 7200), ("1e2", 100)]
+)
+def test_durations(text, value):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "s", "0", "-3m", "nan", "inf", "1e400", "3 weeks", "10ms"])
+def test_durations_that_are_none(text):
+    with pytest.raises(InputError, match="expected a positive number with s, m or h"):
+        seconds(text)
+
+
+def test_parse_settings():
+    pairs = [
+        "sasrec.dropout=0.3",
+        "sasrec.loss=bce",
+        "markov.skip=0",
+        "a.b=",
+        "a.c=x=y",
+        "a.d=[1, 2]",
+        "sasrec.dropout=0.4",
+    ]
+    assert parse_settings(pairs) == {
+        "sasrec": {"dropout": 0.4, "loss": "bce"}, "markov": {"skip": 0}, "a": {"b": None, "c": "x=y", "d": [1, 2]},
+    }  # fmt: skip
+    for wrong in ("sasrec", "sasrec.dropout", "dropout=1", ".dropout=1", "sasrec.=1", "=", ""):
+        with pytest.raises(InputError, match=r"expected METHOD\.KEY=VALUE"):
+            parse_settings([wrong])
+    with pytest.raises(InputError, match="is not a YAML value"):
+        parse_settings(["a.b=[1"])
+
+
+def test_values_from_options_are_checked_alike():
+    with pytest.raises(InputError, match=r"^scale: Input should be 'tiny', 'base' or 'paper'$"):
+        make_suite({"methods": ["popularity"], "datasets": ["a"], "scale": "xl"})
