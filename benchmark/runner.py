@@ -181,6 +181,8 @@ class _Grid:
         """A cell is over: recorded (no reason) or failed."""
         self._release(one)
         if reason is None:
+            if not records.exists(self.results, one.cell.dataset, one.cell.method, one.identity):
+                raise InputError("The code or a data set changed while the grid ran: run the same command again")
             self.outcome.done += 1
             self.progress.finished(one.cell, _headline(self.results, one.cell, one.identity))
         else:
@@ -232,7 +234,7 @@ def _process_context() -> Any:
     return context
 
 
-def _child(pickled_cell: bytes, identity: str, results: Path, home: Path, sender: Connection, threads: int) -> None:
+def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, threads: int) -> None:
     """Body of a cell's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

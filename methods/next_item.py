@@ -91,6 +91,7 @@ class _Progress:
     """Where training stands between two epochs."""
 
     epoch: int = 0
+    steps: int = 0
     best: float = -1.0
     since_best: int = 0
 
@@ -121,7 +122,7 @@ def train_next_item(
         progress = _Progress(**saved["progress"])
     while progress.epoch < config.epochs and progress.since_best < config.patience:
         started = time.monotonic()
-        loss = _epoch(model, optimiser, train, config, context, progress.epoch, average, averaging)
+        loss = _epoch(model, optimiser, train, config, context, progress, average, averaging)
         trained = time.monotonic()
         current = _copy(model)
         model.load_state_dict(average)
@@ -160,13 +161,13 @@ def _epoch(
     train: TrainView,
     config: NextItemConfig,
     context: Context,
-    epoch: int,
+    progress: _Progress,
     average: dict[str, Tensor],
     averaging: float,
 ) -> float:
     """One pass over all training positions, ``average`` following the weights; returns the mean loss of a step."""
     model.train()
-    rng = np.random.default_rng([context.seed, epoch])
+    rng = np.random.default_rng([context.seed, progress.epoch])
     step_losses = []
     for inputs, mask, targets in batches(
         train.sequences, config.max_length, config.batch_positions, train.num_items, rng
@@ -176,7 +177,8 @@ def _epoch(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        _follow(average, model, averaging)
+        progress.steps += 1
+        _follow(average, model, averaging, progress.steps)
         step_losses.append(loss.detach())
     return float(torch.stack(step_losses).mean()) if step_losses else 0.0
 
@@ -192,10 +194,11 @@ def _loss(hidden: Tensor, table: Tensor, targets: Tensor, config: NextItemConfig
 
 
 @torch.no_grad()
-def _follow(average: dict[str, Tensor], model: nn.Module, averaging: float) -> None:
-    """average <- averaging * average + (1 - averaging) * weights"""
+def _follow(average: dict[str, Tensor], model: nn.Module, averaging: float, step: int) -> None:
+    """Move the average of ``step`` - 1 past weights towards the current ones; the initial weights count for nothing."""
+    share = (1.0 - averaging) / (1.0 - averaging**step)
     for name, weights in model.state_dict().items():
-        average[name].lerp_(weights, 1.0 - averaging)
+        average[name].lerp_(weights, share)
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -116,8 +116,22 @@ def learnable():
     [
         ("markov", {}),
         ("item_knn", {}),
-        ("sasrec", {"dim": 32, "feedforward": 64, "epochs": 10, "learning_rate": 5e-3, "dropout": 0.1}),
-        ("sasrec", {"dim": 32, "feedforward": 64, "epochs": 10, "learning_rate": 5e-3, "dropout": 0.1, "loss": "bce"}),
+        (
+            "sasrec",
+            {"dim": 32, "feedforward": 64, "epochs": 10, "learning_rate": 5e-3, "dropout": 0.1, "averaging": 0.9},
+        ),
+        (
+            "sasrec",
+            {
+                "dim": 32,
+                "feedforward": 64,
+                "epochs": 10,
+                "learning_rate": 5e-3,
+                "dropout": 0.1,
+                "averaging": 0.9,
+                "loss": "bce",
+            },
+        ),
         ("gru4rec", {"dim": 32, "hidden": 32, "epochs": 10, "learning_rate": 1e-2, "dropout": 0.1}),
         (
             "gru4rec",

@@ -256,6 +256,19 @@ def test_best_epoch_is_kept_and_patience_ends_training(view, tmp_path):
     assert not early.model.training
 
 
+def test_moving_average_by_hand(view, tmp_path):
+    """One batch an epoch: after two, the kept weights are (a w1 + w2) / (a + 1)."""
+    settings = SASRecConfig(dim=8, max_length=8, batch_positions=10**6, epochs=2)
+    steps = []
+    for epochs in (1, 2):
+        one = settings.model_copy(update={"averaging": 0.0, "epochs": epochs})
+        steps.append(train(SASRec, one, view, tmp_path / f"w{epochs}", [0.1, 0.2])[0].model.items.weight)
+    kept, _ = train(SASRec, settings.model_copy(update={"averaging": 0.7}), view, tmp_path / "kept", [0.1, 0.2])
+    w1, w2 = steps
+    assert torch.allclose(kept.model.items.weight, (0.7 * w1 + w2) / 1.7, atol=1e-6)
+    assert not torch.allclose(w1, w2)
+
+
 def test_another_seed_is_another_model(view, tmp_path):
     settings = SASRecConfig(dim=8, epochs=1, max_length=8)
     first, _ = train(SASRec, settings, view, tmp_path / "a", [1.0])
