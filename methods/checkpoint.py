@@ -62,7 +62,10 @@ class Checkpoint:
             "elapsed_s": self.elapsed_s,
         }
         try:
-            torch.save(content, unfinished)
+            with unfinished.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())  # the rename must not outlive the content in a power cut
             os.replace(unfinished, self._path)
         finally:
             unfinished.unlink(missing_ok=True)
