@@ -104,8 +104,8 @@ def test_a_save_that_fails_keeps_the_one_before(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path)
     checkpoint.save(STATE)
 
-    def full(content, path):
-        path.write_bytes(b"half")
+    def full(content, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
