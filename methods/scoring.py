@@ -1,4 +1,4 @@
-"""Methods that score every item: write ``score``, get ranking, candidate choice and exact top-k in chunks."""
+"""Methods that score every item: write ``score``, get ranking, candidate choice and top-k in chunks."""
 
 import math
 from abc import abstractmethod
@@ -53,28 +53,9 @@ def masked_scores(method: Scorer, histories: Histories) -> Tensor:
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Exact ``torch.topk`` of (B, N) rows, several times faster for small k and large N.
-
-    The k best of a row lie in the k blocks with the largest maxima: one pass finds the blocks' maxima, and only k
-    blocks are searched. Returns scores and item numbers, both (B, k), best first; k is cut to N.
-    """
-    rows, num_items = scores.shape
-    k = min(k, num_items)
-    block = max(int(math.sqrt(num_items / max(k, 1))), 1)
-    blocks = num_items // block
-    if blocks <= 4 * k or scores.is_cuda:
-        best = torch.topk(scores, k, dim=1)
-        return best.values, best.indices
-    tail = num_items - blocks * block  # the last, shorter block is always searched
-    head = scores[:, : blocks * block].view(rows, blocks, block)
-    chosen = torch.topk(head.amax(2), k, dim=1, sorted=False).indices  # (B, k) block numbers
-    found = head.gather(1, chosen[:, :, None].expand(-1, -1, block)).reshape(rows, k * block)
-    where = (chosen[:, :, None] * block + torch.arange(block)).reshape(rows, k * block)
-    if tail:
-        found = torch.cat([found, scores[:, -tail:]], 1)
-        where = torch.cat([where, torch.arange(num_items - tail, num_items).expand(rows, tail)], 1)
-    best = torch.topk(found, k, dim=1)
-    return best.values, where.gather(1, best.indices)
+    """Scores and item numbers of the best items of each row of (B, N), both (B, min(k, N)), best first."""
+    best = torch.topk(scores, min(k, scores.shape[1]), dim=1)
+    return best.values, best.indices
 
 
 def _by_length(histories: Histories, rows: int) -> list[np.ndarray]:
