@@ -1,0 +1,202 @@
+"""Beam search over an item trie: the best items of each row, none of them invalid, with one prompt cache a row.
+
+The search is that of Hugging Face ``generate`` with ``length_penalty=0.0, early_stopping="never"`` and a callback
+that allows the trie's tokens (transformers 5.23, ``generation/utils.py``, ``_beam_search``): of the 2W best candidates,
+those that end a code count when they are among the first W, and the first W others go on. It differs in what it
+computes: candidates are the children of live nodes, never the vocabulary, and beams are further positions after one
+prompt, never copies of it. Nothing in the loop waits for the device.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genrec_bench.methods.decoding.restriction import Restriction
+from genrec_bench.methods.decoding.tokens import CodeTokens, Normalise, Prompt, TokenModel, candidate_log_probs
+from genrec_bench.methods.decoding.trie import END, ItemTrie
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Found leaves of B rows, best first; equal scores in ascending code order.
+
+    ``leaves`` (B, W) int64, -1 where a row has fewer than W; ``scores`` (B, W) float32, there -inf. ``restriction``
+    is the one searched under: it says which of a leaf's items a row may get.
+    """
+
+    leaves: Tensor
+    scores: Tensor
+    restriction: Restriction | None = None
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a score hook sees of one step: B rows, n beams (1 on the first level), F candidates a beam.
+
+    ``rows`` (B,) int64: the caller's number of each row. ``nodes`` (B, n): trie node of each beam, -1 for a dead one.
+    ``prefix`` (B, n, level): codes so far. ``codes`` (B, n, F), END included; ``children`` (B, n, F): trie nodes of
+    depth level + 1. ``real`` (B, n, F) bool: what is a candidate at all; excluded items still are, and are dropped
+    after the hook. ``log_probs`` (-inf where not real) and ``logits`` (B, n, F) float32.
+    """
+
+    level: int
+    rows: Tensor
+    nodes: Tensor
+    prefix: Tensor
+    codes: Tensor
+    children: Tensor
+    real: Tensor
+    log_probs: Tensor
+    logits: Tensor
+
+
+Hook = Callable[[StepView], Tensor]  # gives the log-probabilities (B, n, F) to use
+
+
+@dataclass
+class _Live:
+    """Beams of one depth, and which beam of the depth before each of them extends."""
+
+    nodes: Tensor  # (B, n) int64, -1 for a dead beam
+    scores: Tensor  # (B, n) float32, summed log-probabilities
+    prefix: Tensor  # (B, n, depth) int64, codes so far
+    parents: Tensor  # (B, n) int64
+
+
+@torch.inference_mode()
+def beam_search(
+    model: TokenModel,
+    prompt: Prompt,
+    trie: ItemTrie,
+    token_ids: Sequence[Tensor],
+    width: int = 20,
+    *,
+    end_id: int | None = None,
+    normalise: Normalise = "vocabulary",
+    restriction: Restriction | None = None,
+    hook: Hook | None = None,
+    rows: Tensor | None = None,
+) -> Beams:
+    """The ``width`` best codes of each prompt's row, by the sum of their tokens' log-probabilities.
+
+    ``token_ids``: per level (K_l,) vocabulary ids of the codes; ``end_id``: id that ends a shorter code. ``normalise``:
+    see `candidate_log_probs`. ``restriction``: see `restrict`, rows as in the prompt. ``rows`` (B,): row numbers for
+    the hook, default 0..B-1. Probabilities are normalised before a restriction drops candidates.
+    """
+    tokens = CodeTokens(trie, token_ids, end_id, trie.device)
+    last_level = trie.num_levels - 1
+    hidden, state = model.start(prompt, width * last_level)
+    live, ended = _roots(hidden)
+    rows = torch.arange(len(hidden), device=hidden.device) if rows is None else rows
+    hidden = hidden.unsqueeze(1)
+    visible = torch.zeros(len(hidden), 1, 0, dtype=torch.bool, device=hidden.device)
+    for level in range(trie.num_levels):
+        if level:
+            visible = _see(visible, live.parents)
+            last = tokens.levels[level - 1][live.prefix[..., -1].clamp(min=0)]
+            hidden = model.extend(state, last, level, visible)
+        step = _candidates(model, hidden, tokens, trie, live, level, normalise, rows)
+        log_probs = step.log_probs if hook is None else torch.where(step.real, hook(step).float(), -torch.inf)
+        live, finished = _advance(trie, live, step, _restricted(trie, restriction, step, log_probs), width)
+        if finished is not None:
+            ended = _merge(ended, finished, width)
+    leaves, scores = ended if trie.variable else (live.nodes, live.scores)
+    short = width - leaves.shape[1]
+    if short > 0:
+        leaves = torch.nn.functional.pad(leaves, (0, short), value=-1)
+        scores = torch.nn.functional.pad(scores, (0, short), value=-torch.inf)
+    return Beams(leaves, scores, restriction)
+
+
+def _roots(hidden: Tensor) -> tuple[_Live, tuple[Tensor, Tensor]]:
+    """One beam at the root for each row, and no finished code."""
+    batch, device = len(hidden), hidden.device
+    zeros = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    live = _Live(zeros, zeros.float(), zeros.new_empty(batch, 1, 0), zeros)
+    return live, (zeros[:, :0], zeros[:, :0].float())
+
+
+def _see(visible: Tensor, parents: Tensor) -> Tensor:
+    """Tree mask of new tokens (B, n, t + n): each sees what its parent saw (B, m, t), and itself."""
+    batch, count = parents.shape
+    itself = torch.eye(count, dtype=torch.bool, device=parents.device).expand(batch, count, count)
+    inherited = visible.gather(1, parents.unsqueeze(-1).expand(-1, -1, visible.shape[-1]))
+    return torch.cat([inherited, itself], dim=-1)
+
+
+def _candidates(
+    model: TokenModel,
+    hidden: Tensor,
+    tokens: CodeTokens,
+    trie: ItemTrie,
+    live: _Live,
+    level: int,
+    normalise: Normalise,
+    rows: Tensor,
+) -> StepView:
+    codes, children, real = trie.children(level, live.nodes)
+    log_probs, logits = candidate_log_probs(model, hidden, tokens, level, codes, real, normalise)
+    return StepView(level, rows, live.nodes, live.prefix, codes, children, real, log_probs, logits)
+
+
+def _restricted(trie: ItemTrie, restriction: Restriction | None, step: StepView, log_probs: Tensor) -> Tensor:
+    """Log-probabilities with the candidates at -inf that a row may not get."""
+    if restriction is None:
+        return log_probs
+    nodes = step.nodes.clamp(min=0)
+    bounds = trie.rows[step.level]
+    first, last = bounds[nodes].long(), bounds[nodes + 1].long()
+    allowed = restriction.allows(step.level + 1, first, last, log_probs.shape[-1])
+    return log_probs if allowed is None else log_probs.masked_fill(~allowed, -torch.inf)
+
+
+def _advance(
+    trie: ItemTrie, live: _Live, step: StepView, log_probs: Tensor, width: int
+) -> tuple[_Live, tuple[Tensor, Tensor] | None]:
+    """The beams of the next depth and, in a variable trie, the codes that ended on this level (leaves and scores)."""
+    fan_out = log_probs.shape[-1]
+    final = step.level == trie.num_levels - 1
+    mixed = trie.variable and not final and step.level > 0  # some candidates end a code, others go on
+    totals = (live.scores.unsqueeze(-1) + log_probs).flatten(1)
+    children = step.children.flatten(1)
+    best = best_first(totals, children, 2 * width if mixed else width)
+    scores, nodes, parents = totals.gather(1, best), children.gather(1, best), best // fan_out
+    codes = step.codes.flatten(1).gather(1, best)
+    dead = scores == -torch.inf
+    finished = None
+    if trie.variable and final:
+        finished = torch.where(dead, -1, nodes), scores
+    elif mixed:
+        ends = codes == END
+        counted = ends[:, :width] & ~dead[:, :width]
+        finished = (
+            torch.where(counted, trie.leaf(step.level + 1, nodes[:, :width]), -1),
+            scores[:, :width].masked_fill(~counted, -torch.inf),
+        )
+        go_on = ends.byte().argsort(dim=1, stable=True)[:, :width]
+        parents, codes, nodes, dead = (t.gather(1, go_on) for t in (parents, codes, nodes, dead | ends))
+        scores = scores.gather(1, go_on).masked_fill(dead, -torch.inf)
+    prefix = live.prefix.gather(1, parents.unsqueeze(-1).expand(-1, -1, step.level))
+    prefix = torch.cat([prefix, codes.unsqueeze(-1)], dim=-1)
+    return _Live(nodes.masked_fill(dead, -1), scores, prefix, parents), finished
+
+
+def _merge(ended: tuple[Tensor, Tensor], finished: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """The ``width`` best of the codes that ended so far and those that ended now."""
+    leaves, scores = (torch.cat(pair, dim=1) for pair in zip(ended, finished, strict=True))
+    best = best_first(scores, leaves, width)
+    return leaves.gather(1, best), scores.gather(1, best)
+
+
+def best_first(scores: Tensor, numbers: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` best of each row (B, m) float32, equal scores by ascending ``numbers`` (B, m) < 2^31.
+
+    One integer top-k over (score, number) pairs: exact and the same on every device, and no slower than a float top-k,
+    which leaves the order of equal scores open.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 equal
+    ascending = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the floats
+    keys = (ascending << 32) - numbers
+    return keys.topk(min(count, keys.shape[1]), dim=1).indices

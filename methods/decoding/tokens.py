@@ -1,0 +1,108 @@
+"""What a decoder asks of a language model, and how codes become tokens and logits log-probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from genrec_bench.methods.decoding.trie import END, ItemTrie
+
+Normalise = Literal["vocabulary", "level", "trie"]
+
+FULL_LOGITS = 2**26  # numbers of full-vocabulary logits held at a time: 256 MB in float32
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """B prompts, left-padded to P positions.
+
+    ``tokens`` (B, P) int64. ``mask`` (B, P) bool, true at real positions; None where nothing is padded. ``embeddings``
+    (B, P, h) stand in for the tokens' own where given; ``tokens`` may then be None.
+    """
+
+    tokens: Tensor | None
+    mask: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+class TokenModel(Protocol):
+    """A language model that decodes a tree of tokens after one prompt a row.
+
+    A tree's tokens are appended to a row's prompt as further positions; each sees the prompt and its own ancestors.
+    """
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Logits of the whole vocabulary."""
+
+    def start(self, prompt: Prompt, room: int) -> tuple[Tensor, Any]:
+        """Read the prompts: hidden states (B, h) that predict the first token, a state with ``room`` tree places."""
+
+    def extend(self, state: Any, tokens: Tensor, depth: int | Tensor, visible: Tensor) -> Tensor:
+        """Append ``tokens`` (B, n) int64 to the tree: hidden states (B, n, h) that predict the token after each.
+
+        ``depth``: 1 for the token right after the prompt; one number, or (n,) int64. ``visible`` (B or 1, n, t + n)
+        bool: which of the t tokens appended before and the n new ones each new token sees (its ancestors and itself).
+        """
+
+    def rewind(self, state: Any) -> None:
+        """Forget the tree, keep the prompt."""
+
+    def logits(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+        """Logits (..., K) of the given vocabulary ids (K,) int64, or (..., V) of the whole vocabulary for None."""
+
+
+class CodeTokens:
+    """Vocabulary ids of every code of a trie.
+
+    ``token_ids``: per level (K_l,) int64, the LM's id of each code. ``end_id`` is the id that ends a shorter code,
+    needed where the trie is variable. ``levels[l]`` (K_l,) or, where END may come, (K_l + 1,): END's id stands last.
+    """
+
+    def __init__(self, trie: ItemTrie, token_ids: Sequence[Tensor], end_id: int | None, device: torch.device | str):
+        if [len(ids) for ids in token_ids] != list(trie.level_sizes):
+            raise ValueError(f"token_ids of {[len(i) for i in token_ids]} codes; levels hold {trie.level_sizes}")
+        if trie.variable and end_id is None:
+            raise ValueError("Codes of different lengths need end_id, the token that ends a code")
+        end = torch.tensor([end_id] if trie.variable else [], dtype=torch.int64)
+        self.levels = [
+            torch.cat([torch.as_tensor(ids, dtype=torch.int64).cpu(), end if level else end[:0]]).to(device)
+            for level, ids in enumerate(token_ids)
+        ]
+
+    def places(self, level: int, codes: Tensor) -> Tensor:
+        """Places of codes (END included) in ``levels[level]``."""
+        return torch.where(codes == END, len(self.levels[level]) - 1, codes)
+
+
+def candidate_log_probs(
+    model: TokenModel, hidden: Tensor, tokens: CodeTokens, level: int, codes: Tensor, real: Tensor, normalise: Normalise
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and logits of candidate codes, both (B, n, F) float32; log-probability -inf where not real.
+
+    ``hidden`` (B, n, h); ``codes`` (B, n, F) int64; ``real`` (B, n, F) bool. ``normalise`` says over what the
+    probabilities sum to one: the whole vocabulary, the codes of the level (END included where it may come), or the
+    real candidates.
+    """
+    places = tokens.places(level, codes)
+    if normalise == "vocabulary":
+        logits, total = _full_logits(model, hidden, tokens.levels[level][places])
+    else:
+        of_level = model.logits(hidden, tokens.levels[level]).float()
+        logits = of_level.gather(-1, places)
+        summed = logits.masked_fill(~real, -torch.inf) if normalise == "trie" else of_level
+        total = summed.logsumexp(-1, keepdim=True)
+    return torch.where(real, logits - total, -torch.inf), logits
+
+
+def _full_logits(model: TokenModel, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of ``ids`` (B, n, F) and the log of the vocabulary's summed exponentials (B, n, 1), some rows a time."""
+    rows = max(FULL_LOGITS // model.vocabulary_size, 1)
+    found, totals = [], []
+    for part, part_ids in zip(hidden.flatten(0, 1).split(rows), ids.flatten(0, 1).split(rows), strict=True):
+        logits = model.logits(part, None).float()
+        found.append(logits.gather(-1, part_ids))
+        totals.append(logits.logsumexp(-1, keepdim=True))
+    return torch.cat(found).view(ids.shape), torch.cat(totals).view(*ids.shape[:2], 1)
