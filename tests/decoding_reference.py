@@ -153,3 +153,79 @@ def assert_same(found, expected, tolerance: float = 1e-5) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         for (_, a), (_, b) in zip(mine, theirs, strict=True):
             assert abs(a - b) <= tolerance * max(1.0, abs(b)), (a, b)
+
+
+class Bag:
+    """A `TokenModel` in plain torch: a hidden state is a squashed sum over the prompt and the tokens it sees."""
+
+    def __init__(self, vocabulary: int, dim: int = 8, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = torch.randn(vocabulary, dim, generator=generator)
+        self.head = 2 * torch.randn(vocabulary, dim, generator=generator)
+        self.vocabulary_size = vocabulary
+
+    def start(self, prompt: Prompt, room: int):
+        real = 1.0 if prompt.mask is None else prompt.mask.unsqueeze(-1)
+        summed = (self.embedding[prompt.tokens] * real).sum(1)
+        return torch.tanh(summed), {"prompt": summed, "tree": self.embedding[:0].expand(len(summed), 0, -1)}
+
+    def extend(self, state, tokens, depth, visible):
+        state["tree"] = torch.cat([state["tree"], self.embedding[tokens]], dim=1)
+        return torch.tanh(state["prompt"].unsqueeze(1) + visible.float() @ state["tree"])
+
+    def rewind(self, state):
+        state["tree"] = state["tree"][:, :0]
+
+    def logits(self, hidden, tokens):
+        return hidden @ (self.head if tokens is None else self.head[tokens]).T
+
+    def next_logits(self, prompt: list[int], path: list[int]) -> torch.Tensor:
+        return self.head @ torch.tanh(self.embedding[prompt].sum(0) + self.embedding[path].sum(0))
+
+
+def next_logits_of(model, prompt: list[int], path: list[int]) -> torch.Tensor:
+    """Logits (V,) of the token after ``path``, by one plain forward of a Hugging Face model or by `Bag`."""
+    if isinstance(model, Bag):
+        return model.next_logits(prompt, path)
+    with torch.inference_mode():
+        if model.config.is_encoder_decoder:
+            out = model(torch.tensor([prompt]), decoder_input_ids=torch.tensor([[PAD, *path]]))
+        else:
+            out = model(torch.tensor([[*prompt, *path]]))
+    return out.logits[0, -1].float()
+
+
+def brute_force(model, prompt: Prompt, index: ItemIndex, ids, normalise: str, mix=None) -> torch.Tensor:
+    """Log-probability (B, N) of every item's code, prefix by prefix. ``mix(row, prefix, tokens, log_probs)`` changes
+    the log-probabilities of a prefix's allowed tokens."""
+    following = dict_trie(index, ids)
+    code_of = [{int(token): code for code, token in enumerate(level)} for level in ids]
+    scores = torch.zeros(len(prompt.tokens), index.num_items)
+    for row, tokens in enumerate(prompt.tokens):
+        real = tokens if prompt.mask is None else tokens[prompt.mask[row]]
+        steps: dict[tuple[int, ...], dict[int, float]] = {}
+        for prefix, allowed in following.items():
+            logits = next_logits_of(model, real.tolist(), list(prefix))
+            end = [END_ID] if index.variable and prefix else []
+            over = {"vocabulary": slice(None), "level": ids[len(prefix)].tolist() + end, "trie": allowed}[normalise]
+            log_probs = logits[allowed] - logits[over].logsumexp(0)
+            if mix is not None:
+                codes = tuple(code_of[level][token] for level, token in enumerate(prefix))
+                log_probs = mix(row, codes, allowed, log_probs)
+            steps[prefix] = dict(zip(allowed, log_probs.tolist(), strict=True))
+        for item, code in enumerate(index.codes.tolist()):
+            path = [int(ids[level][c]) for level, c in enumerate(code) if c >= 0]
+            path += [END_ID] if len(path) < index.num_levels else []
+            scores[row, item] = sum(steps[tuple(path[:place])][token] for place, token in enumerate(path))
+    return scores
+
+
+def exact_lists(scores: torch.Tensor, index: ItemIndex, k: int, order=None, allowed=None) -> list[list[int]]:
+    """Items by falling score, equal scores by code, then ``order``, then number; of each row's ``allowed`` only."""
+    order = range(index.num_items) if order is None else order
+    lists = []
+    for row, row_scores in enumerate(scores.tolist()):
+        items = range(index.num_items) if allowed is None else sorted(allowed[row])
+        ranked = sorted(items, key=lambda i: (-row_scores[i], index.groups[i], order[i], i))
+        lists.append(ranked[:k])
+    return lists

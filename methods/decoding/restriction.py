@@ -31,7 +31,7 @@ class Restriction:
     def allows(self, depth: int, first: Tensor, last: Tensor, width: int) -> Tensor | None:
         """Which of the children ``first`` to ``last`` (B, W) int64, of depth ``depth``, are open: (B, W, width) bool.
 
-        None stands for all.
+        Those past ``width`` are not answered. None stands for all.
         """
         most = self.most[depth]
         if most == 0 and not self.open:
@@ -42,7 +42,7 @@ class Restriction:
         high = torch.searchsorted(keys, base + last)
         at = low.unsqueeze(-1) + torch.arange(most, device=first.device)
         place = keys[at.clamp(max=max(len(keys) - 1, 0))] - (base + first).unsqueeze(-1) if most else at
-        place = torch.where(at < high.unsqueeze(-1), place, width)
+        place = torch.where(at < high.unsqueeze(-1), place, width).clamp(max=width)  # the spare column is cut off
         marked = torch.zeros(*first.shape, width + 1, dtype=torch.bool, device=first.device).scatter_(-1, place, True)
         marked = marked[..., :width]
         return marked if self.open else ~marked
