@@ -61,7 +61,7 @@ class CausalTokens:
             mask = prompt.mask.to(device)
             lengths = mask.sum(1, keepdim=True)
             positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-            closed = _additive(mask[:, None, None], self._dtype())
+            closed = additive(mask[:, None, None], self._dtype())
         inputs = {"input_ids" if prompt.embeddings is None else "inputs_embeds": given.to(device)}
         out = self.body(**inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         return out.last_hidden_state[:, -1], _State(cache, lengths, closed, length)
@@ -70,11 +70,12 @@ class CausalTokens:
         """See `TokenModel.extend`."""
         batch, count = tokens.shape
         prompt = visible.new_zeros((), dtype=self._dtype()) if state.closed is None else state.closed
-        tree = _additive(visible[:, None], self._dtype())
+        tree = additive(visible[:, None], self._dtype())
         mask = torch.cat(
             [prompt.expand(batch, 1, count, state.positions), tree.expand(batch, 1, count, tree.shape[-1])], dim=-1
         )
-        positions = (state.lengths + (depth - 1)).expand(batch, count)
+        after = depth - 1 if isinstance(depth, int) else (depth - 1).to(tokens.device)
+        positions = (state.lengths + after).expand(batch, count)
         out = self.body(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=state.cache, use_cache=True
         )
@@ -110,7 +111,7 @@ class CausalTokens:
             raise ValueError(f"{positions} positions do not fit the model's sliding window of {window}")
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, the lowest number elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 

@@ -43,8 +43,8 @@ class TokenModel(Protocol):
     def extend(self, state: Any, tokens: Tensor, depth: int | Tensor, visible: Tensor) -> Tensor:
         """Append ``tokens`` (B, n) int64 to the tree: hidden states (B, n, h) that predict the token after each.
 
-        ``depth``: 1 for the token right after the prompt; one number, or (n,) int64. ``visible`` (B or 1, n, t + n)
-        bool: which of the t tokens appended before and the n new ones each new token sees (its ancestors and itself).
+        ``depth``: 1 for the token right after the prompt; one number, or (n,) int64 on the host. ``visible``
+        (B or 1, n, t + n) bool: which of the t tokens before and the n new ones each sees (its ancestors and itself).
         """
 
     def rewind(self, state: Any) -> None:
