@@ -132,7 +132,7 @@ def test_half_precision_gives_float32_scores(dtype):
     beams = beam_search(CausalTokens(tiny_llama(vocabulary).to(dtype)), prompt, trie, ids, 40, normalise="level")
     items, scores = rank_items(beams, trie, 20)
     assert scores.dtype == torch.float32
-    assert (scores - exact.gather(1, items)).abs().max() < 0.5
+    assert (scores - exact.gather(1, items)).abs().mean() < 0.15
 
 
 def adapted(model, **options):
