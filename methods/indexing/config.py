@@ -1,0 +1,79 @@
+"""What an item index is made of and how: the one config of all builders."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Builder = Literal["random", "hierarchical", "residual", "rqvae", "letter", "collaborative", "file"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+QUANTISERS = ("residual", "rqvae", "letter")  # builders that code vectors level by level, so that items may collide
+
+
+class IndexConfig(BaseModel):
+    """An item index. Fields that a builder does not read have no effect on it, nor on its place in the cache."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    builder: Builder = "rqvae"
+    path: str | None = None  # builder file: X.index.json of LETTER or LC-Rec, or item ids -> tokens as .json, .json.gz
+    vectors: str = "tfidf_svd"  # text vectors: tfidf_svd, minilm, backbone, a hub id or a folder
+    levels: Annotated[int, Field(ge=1, le=8)] = 4  # tokens of a code, a counter level not included
+    codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # a level; hierarchical: at most, see `branching`
+    collisions: Literal["keep", "sinkhorn", "counter"] | None = None  # None: sinkhorn for quantisers, keep for files
+    separate_identical: bool = True  # sinkhorn: what it cannot part (same vector) moves to the nearest free last code
+    vocabulary: Literal["full", "used"] = "full"  # used: only codes that some item has (the released code's way)
+    seed: NonNegativeInt = 0  # of the index: every seed of a method shares one, as with published index files
+    standardise: bool = True  # hierarchical: unit variance per dimension, then unit length (EAGER-LLM)
+
+    # RQ-VAE and LETTER (TIGER section 3.1; LC-Rec and LETTER train 10,000-20,000 epochs)
+    hidden: tuple[PositiveInt, ...] = (512, 256, 128)  # widths of the encoder; the decoder mirrors it
+    dim: PositiveInt = 32  # of a code vector
+    commitment: NonNegativeFloat = 0.25  # weight of the pull on the encoder
+    epochs: PositiveInt = 100
+    batch: PositiveInt = 256
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    uniform_last_level: bool = True  # train the last level on Sinkhorn's uniform assignment (LC-Rec)
+    sinkhorn_epsilon: Annotated[float, Field(ge=0.002)] = 0.003  # in training and in the repair of collisions
+
+    # LETTER (section 4; the released script's weights)
+    alpha: NonNegativeFloat = 0.01  # of the collaborative alignment
+    beta: NonNegativeFloat = 1e-4  # of the diversity loss
+    behaviour: str = "sasrec"  # the encoder whose item vectors are aligned with
+    groups: PositiveInt = 10  # of a level's codes in the diversity loss
+
+    # P5-CID (How to Index Item IDs, 2023)
+    clusters: Annotated[int, Field(ge=2)] = 20  # M: parts a cluster is split into
+    cluster_limit: Annotated[int, Field(ge=2)] = 500  # t: largest cluster that is not split, and number of tokens
+
+    # what stops a run before it trains on a poor index
+    max_collision_rate: Share = 0.2  # 1 - distinct codes / items
+    min_first_level_use: Share = 0.1  # codes used on the first level / those that could be
+
+    @model_validator(mode="after")
+    def _fits(self) -> "IndexConfig":
+        if (self.builder == "file") != (self.path is not None):
+            raise ValueError("path is for builder=file, which needs one")
+        if self.clusters > self.cluster_limit:  # siblings would share tokens, see `collaborative`
+            raise ValueError(f"clusters={self.clusters} must not exceed cluster_limit={self.cluster_limit}")
+        allowed = {"file": ("keep", "counter"), **dict.fromkeys(QUANTISERS, ("keep", "sinkhorn", "counter"))}
+        choices = allowed.get(self.builder, ())
+        if self.collisions is not None and self.collisions not in choices:
+            rule = f"choose from {', '.join(choices)}" if choices else "its codes never collide: leave it out"
+            raise ValueError(f"collisions={self.collisions} does not go with builder={self.builder}; {rule}")
+        return self
+
+    @property
+    def policy(self) -> str:
+        """What happens to colliding codes."""
+        return self.collisions or ("sinkhorn" if self.builder in QUANTISERS else "keep")
