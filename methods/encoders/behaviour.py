@@ -1,0 +1,220 @@
+"""Behaviour vectors of items: what users did with them, learned from training interactions alone.
+
+The item table of a sequential recommender (the collaborative side of EAGER-LLM's and LETTER's indices; LETTER uses
+SASRec, 32 wide), or a truncated SVD in seconds.
+
+An index is made before a method is trained, so nothing held out may shape it, the validation items included: the
+recommender's number of epochs is chosen on the last TRAINING item of each user, by its likelihood; then it learns anew
+from all training interactions for that many epochs, since an item may occur as somebody's last one only.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.methods import registry
+from genrec_bench.methods.artefacts import canonical_hash
+from genrec_bench.methods.base import Context, Method, MethodConfig
+from genrec_bench.methods.checkpoint import Checkpoint
+from genrec_bench.methods.scoring import Scorer
+
+VERSION = 1  # of this stage: raise it when the same interactions and config give other vectors
+EPOCHS, PATIENCE = 200, 5
+HELD_OUT_ROWS = 256  # histories scored at a time
+
+
+def behaviour_vectors(
+    train: TrainView,
+    context: Context,
+    kind: str = "sasrec",
+    dim: int = 32,
+    seed: int = 0,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> np.ndarray:
+    """A vector for each item from training interactions, (N, dim) float32; row i is item number i.
+
+    ``seed`` is not the context's: one index serves all seeds of a method. ``settings`` go into the recommender's config
+    (``epochs``, ``dropout``, ...). ``context.validate`` is never called. A killed run goes on where it stood. Raises
+    InputError for an unknown kind or setting.
+    """
+    if kind not in ENCODERS:
+        raise unknown("behaviour encoder", kind, ENCODERS)
+    if dim < 1:
+        raise InputError(f"Behaviour vectors: dim={dim}, but a vector needs at least one number")
+    encoder = ENCODERS[kind](dim, settings)
+    key = {"version": VERSION, "kind": kind, "dim": dim, "seed": seed, "settings": encoder.settings}
+    key |= {"num_items": train.num_items, "sequences": _sha256(train.sequences)}
+
+    def write(folder: Path) -> None:
+        # beside the unfinished artefact, under its key: the next attempt finds it
+        training = context.artefacts.root / "behaviour_training" / canonical_hash(key)[:24]
+        vectors = encoder.build(train, replace(context, seed=seed), training)
+        np.save(folder / "vectors.npy", vectors.astype(np.float32))
+        shutil.rmtree(training, ignore_errors=True)
+
+    folder = context.artefacts.get("behaviour_vectors", key, write)
+    vectors: np.ndarray = np.load(folder / "vectors.npy")
+    return vectors
+
+
+def _sha256(sequences: Histories) -> str:
+    digest = hashlib.sha256(sequences.offsets.astype("<i8").tobytes())
+    digest.update(sequences.items.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A way to make vectors: ``build(train, context, folder)`` may keep training state in ``folder``.
+
+    ``settings`` is all that determines the vectors beside the interactions and the seed.
+    """
+
+    settings: dict[str, Any]
+    build: Callable[[TrainView, Context, Path], np.ndarray]
+
+
+def _sequential(name: str, dim: int, settings: Mapping[str, Any]) -> Encoder:
+    """The item table of a next-item recommender of the registry."""
+    config = registry.configure(name, {"dim": dim, "epochs": EPOCHS, "patience": PATIENCE, **settings})
+    method = registry.get(name)
+
+    def build(train: TrainView, context: Context, folder: Path) -> np.ndarray:
+        return _item_table(method, config, train, context, folder)
+
+    return Encoder({**config.model_dump(mode="json"), "method_version": method.version}, build)
+
+
+def _svd(dim: int, settings: Mapping[str, Any]) -> Encoder:
+    if settings:
+        raise InputError(f"Behaviour vectors by svd have no settings, got: {', '.join(settings)}")
+    return Encoder({}, lambda train, context, folder: cooccurrence_svd(train, dim))
+
+
+# What a later encoder (DIN, LightGCN) adds itself to.
+ENCODERS: dict[str, Callable[[int, Mapping[str, Any]], Encoder]] = {
+    "gru4rec": partial(_sequential, "gru4rec"),
+    "sasrec": partial(_sequential, "sasrec"),
+    "svd": _svd,
+}
+
+
+def cooccurrence_svd(train: TrainView, dim: int) -> np.ndarray:
+    """(N, dim) float64 whose inner products approximate the cosine between two items' sets of users.
+
+    Truncated SVD of the user-item matrix with columns of unit length; an item without training interactions is zero,
+    and so are the dimensions beyond the matrix's rank.
+    """
+    from scipy.sparse import csr_array
+    from sklearn.decomposition import TruncatedSVD
+
+    user = np.repeat(np.arange(len(train.sequences)), train.sequences.lengths)
+    user, item = np.unique(np.stack([user, train.sequences.items]), axis=1)  # repeated interactions count once
+    users = np.bincount(item, minlength=train.num_items)
+    shape = (len(train.sequences), train.num_items)
+    touched = csr_array((1.0 / np.sqrt(users[item]), (user, item)), shape=shape)
+    svd = TruncatedSVD(min(dim, *shape), n_iter=7, random_state=0).fit(touched)
+    vectors = np.zeros((train.num_items, dim))
+    vectors[:, : len(svd.singular_values_)] = svd.components_.T * svd.singular_values_
+    return vectors
+
+
+def _item_table(
+    method: type[Method], config: MethodConfig, train: TrainView, context: Context, folder: Path
+) -> np.ndarray:
+    devices = [torch.cuda.current_device()] if context.device == "cuda" else []
+    # a cached stage draws no random numbers, so neither may one that is built
+    with torch.random.fork_rng(devices):
+        epochs = _chosen_epochs(method, config, train, context, folder)
+        fitted = method(config.model_copy(update={"epochs": epochs, "patience": epochs}))
+        journal = _Journal(folder / "all.json", context)
+        torch.manual_seed(context.seed)
+        # each epoch counts as better than the last: the last one's weights are kept
+        fitted.fit(train, journal.context(folder / "all", lambda fitted: journal.best_score + 1.0))
+    table: np.ndarray = fitted.model.item_table().detach().float().cpu().numpy()  # type: ignore[attr-defined]
+    return table
+
+
+def _chosen_epochs(method: type[Method], config: MethodConfig, train: TrainView, context: Context, folder: Path) -> int:
+    """The epoch after which each user's last training item was likeliest."""
+    asked = train.sequences.select(train.sequences.lengths > 1)
+    if not len(asked):
+        return 1
+    histories, targets = asked.without_last(1), asked.items[asked.offsets[1:] - 1]
+    inner = replace(train, sequences=train.sequences.without_last(1), timestamps=None)
+    journal = _Journal(folder / "part.json", context)
+    if not journal.finished:
+        torch.manual_seed(context.seed)
+        fitted = method(config)
+        fitted.fit(inner, journal.context(folder / "part", lambda fitted: likelihood(fitted, histories, targets)))
+        journal.finish()
+    return journal.best_epoch
+
+
+@torch.inference_mode()
+def likelihood(method: Method, histories: Histories, targets: np.ndarray) -> float:
+    """Geometric mean of the probability that a scoring method gives to the item that follows each history."""
+    assert isinstance(method, Scorer)
+    total = 0.0
+    order = np.argsort(histories.lengths, kind="stable")
+    for start in range(0, len(order), HELD_OUT_ROWS):
+        rows = order[start : start + HELD_OUT_ROWS]
+        scores = torch.as_tensor(method.score(histories.select(rows))).float()
+        wanted = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
+        total += float(scores.log_softmax(1).gather(1, wanted[:, None]).double().sum())
+    return float(np.exp(total / len(order)))
+
+
+class _Journal:
+    """Scores of the epochs so far, on disk: the checkpoint is the method's own and does not tell them."""
+
+    def __init__(self, path: Path, context: Context):
+        self._path, self._context = path, context
+        self.scores: dict[str, float] = {}
+        self.finished = False
+        if path.is_file():
+            try:
+                saved = json.loads(path.read_text())
+                self.scores, self.finished = dict(saved["scores"]), bool(saved["finished"])
+            except (ValueError, KeyError, TypeError):
+                pass  # cut short by a kill: the epochs are trained again, with the same scores
+
+    @property
+    def best_score(self) -> float:
+        return max(self.scores.values(), default=0.0)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of the best; 1 where nothing was trained."""
+        return min((-score, int(epoch)) for epoch, score in self.scores.items())[1] if self.scores else 1
+
+    def context(self, folder: Path, validate: Callable[[Method], float]) -> Context:
+        """A context to train in, whose scores are noted here; its checkpoint is in ``folder``."""
+
+        def log(**values: Any) -> None:
+            self.scores[str(values["epoch"])] = values["validation"]
+            self._write()
+            self._context.log(stage=f"behaviour_vectors:{self._path.stem}", **values)
+
+        return replace(self._context, checkpoint=Checkpoint(folder), validate=validate, log=log)
+
+    def finish(self) -> None:
+        self.finished = True
+        self._write()
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps({"scores": self.scores, "finished": self.finished}))
+        fresh.replace(self._path)
