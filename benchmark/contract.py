@@ -87,7 +87,7 @@ class _Judge:
         self.valid, self.asked = valid, 0
         self._left = kill_after
 
-    def __call__(self, method: Method) -> float:
+    def __call__(self, method: Method, users: int = 0) -> float:
         if self._left == 0:
             raise _Killed
         self._left = None if self._left is None else self._left - 1

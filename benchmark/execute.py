@@ -143,8 +143,9 @@ class _Validation:
     def __init__(self, rules: ProtocolRules, valid: HeldOut, num_items: int):
         self._rules, self._valid, self._num_items = rules, valid, num_items
 
-    def __call__(self, method: Method) -> float:
-        return selection_value(self._rules, validation_ranks(method, self._valid, self._rules, self._num_items))
+    def __call__(self, method: Method, users: int = 0) -> float:
+        valid = self._valid.sample(users) if users else self._valid
+        return selection_value(self._rules, validation_ranks(method, valid, self._rules, self._num_items))
 
 
 class _EventLog:

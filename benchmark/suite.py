@@ -150,11 +150,9 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
             label=entry.label or entry.method,
             config=registry.configure(
                 entry.method,
-                {
-                    **suite.tuned.get(dataset, {}).get(entry.method, {}),
-                    **entry.config,
-                    **settings.get(entry.method, {}),
-                },
+                merged(
+                    suite.tuned.get(dataset, {}).get(entry.method, {}), entry.config, settings.get(entry.method, {})
+                ),
             ),
             dataset=dataset,
             rules=protocol(protocol_name, suite.mask_seen),
@@ -171,6 +169,16 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
     ]
     _refuse_twins(found)
     return found
+
+
+def merged(*values: dict[str, Any]) -> dict[str, Any]:
+    """Settings put together, later ones winning, group by group (``index: {levels: 3}`` keeps an index's other keys)."""
+    result: dict[str, Any] = {}
+    for one in values:
+        for key, value in one.items():
+            before = result.get(key)
+            result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _refuse_twins(found: list[Cell]) -> None:
@@ -207,7 +215,10 @@ def parse_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
         if not (equals and dot and method and key):
             raise InputError(f"--set '{pair}': expected METHOD.KEY=VALUE, such as sasrec.dropout=0.3")
         try:
-            settings.setdefault(method, {})[key] = yaml.safe_load(value)
+            content = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"--set '{pair}': '{value}' is not a YAML value") from None
+        for part in reversed(key.split(".")):  # index.levels=3 -> {"index": {"levels": 3}}
+            content = {part: content}
+        settings[method] = merged(settings.get(method, {}), content)
     return settings

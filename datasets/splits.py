@@ -24,6 +24,12 @@ class HeldOut:
     targets: np.ndarray  # (B,) int64
     candidates: np.ndarray | None = None  # (B, C) int64, holds the target once; None: the whole catalogue
 
+    def sample(self, count: int) -> "HeldOut":
+        """``count`` rows, the same ones each time; all where there are no more."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self.targets))[:count])
+        candidates = None if self.candidates is None else self.candidates[rows]
+        return HeldOut(self.histories.select(rows), self.targets[rows], candidates)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

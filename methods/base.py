@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,6 +59,13 @@ class Choice:
     scores: np.ndarray | None = None
 
 
+class Validate(Protocol):
+    """What ``context.validate`` is."""
+
+    def __call__(self, method: "Method", users: int = 0) -> float:
+        """Selection metric of ``method`` on validation targets: all of them, or those of a fixed sample of users."""
+
+
 @dataclass
 class Context:
     """What a method may use while it learns."""
@@ -68,7 +75,7 @@ class Context:
     scale: Scale
     checkpoint: Checkpoint  # training state that survives a kill
     artefacts: ArtefactCache  # content-addressed stages shared by all methods
-    validate: Callable[["Method"], float]  # the protocol's selection metric on validation targets, higher is better
+    validate: "Validate"  # the protocol's selection metric on validation targets, higher is better
     log: Callable[..., None] = field(default=lambda **values: None)  # log(epoch=3, loss=1.2): one training event
 
 

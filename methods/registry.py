@@ -21,6 +21,7 @@ BUILT_IN = {
     "markov": "genrec_bench.methods.markov:Markov",
     "popularity": "genrec_bench.methods.popularity:Popularity",
     "sasrec": "genrec_bench.methods.sasrec:SASRec",
+    "tiger": "genrec_bench.methods.tiger:Tiger",
 }
 ENTRY_POINT_GROUP = "genrec_bench.methods"
 
@@ -108,6 +109,9 @@ def configure(name: str, values: dict[str, object]) -> MethodConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise unknown(f"setting of {name}", key, config.model_fields) from None
+            fields = config.model_fields
+            for part in first["loc"][:-1]:  # the key may belong to a group of settings
+                fields = getattr(fields[str(part)].annotation, "model_fields", fields)
+            raise unknown(f"setting of {'.'.join(map(str, (name, *first['loc'][:-1])))}", str(first["loc"][-1]), fields) from None
         where = f"{name}.{key} = {first['input']!r}" if key else name
         raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None

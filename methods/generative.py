@@ -1,0 +1,112 @@
+"""What all generative recommenders share: an item index, its trie, a language model, decoding of real items only."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.methods.base import Context, Method, Ranking
+from genrec_bench.methods.decoding.ranking import decode
+from genrec_bench.methods.decoding.tokens import Normalise
+from genrec_bench.methods.decoding.trie import ItemTrie
+from genrec_bench.methods.indexing.build import build_index
+from genrec_bench.methods.indexing.config import IndexConfig
+from genrec_bench.methods.indexing.index import ItemIndex
+from genrec_bench.methods.language.batches import TokenSequences
+from genrec_bench.methods.language.codes import CodeLoss, ItemTokens, LossOver
+from genrec_bench.methods.language.training import TrainingConfig
+from genrec_bench.methods.next_item import count_parameters, load_weights, save_weights
+
+
+class GenerativeConfig(TrainingConfig):
+    """Item index, loss over codes, decoding."""
+
+    index: IndexConfig = Field(default_factory=IndexConfig)
+    max_history: PositiveInt = 20  # most recent items a prompt holds (all papers of this family)
+    loss_over: LossOver = "level"  # a code competes with the codes of its level, or with the whole vocabulary
+    temperature: PositiveFloat = 1.0  # of the loss; LETTER tunes it
+    normalise: Normalise | None = None  # of decoding; None: over what the loss was
+    beam: PositiveInt = 20  # beams, and items returned (all papers of this family)
+    decode_tokens: PositiveInt = 16_384  # positions of prompts and beams decoded at a time
+
+
+class Generative(Method):
+    """A recommender that writes item codes. Subclasses give a vocabulary, a model, prompts and a training."""
+
+    family = "generative"
+    architecture: Literal["causal", "seq2seq"]
+    model: Any
+    items: ItemTokens  # codes in vocabulary ids
+
+    @abstractmethod
+    def make_model(self, train: TrainView, context: Context) -> None:
+        """Set ``model`` (on the context's device), ``items`` and ``architecture``; seeded by the context."""
+
+    @abstractmethod
+    def train(self, train: TrainView, context: Context) -> None:
+        """Train ``model``."""
+
+    @abstractmethod
+    def prompts(self, histories: Histories) -> TokenSequences:
+        """What the model reads before it writes the next item's code; never empty."""
+
+    def fit(self, train: TrainView, context: Context) -> None:
+        index = build_index(train, context, self.config.index, checkpoint=context.checkpoint.beside("index"))
+        self._build(index, train, context)
+        self.train(train, context)
+
+    def recommend(self, histories: Histories, k: int) -> Ranking:
+        prompts = self.prompts(histories.last(self.config.max_history))
+        items, scores = decode(
+            self.token_model()(self.model),
+            prompts.offsets,
+            prompts.tokens,
+            self.trie,
+            self.items.by_level,
+            k,
+            width=self.config.beam,
+            end_id=self.items.end_id,
+            token_budget=self.config.decode_tokens,
+            normalise=self.config.normalise or self.config.loss_over,
+            exclude=histories if histories.mask_seen else None,
+        )
+        return Ranking(items, scores, ordered=True)
+
+    def save(self, folder: Path) -> None:
+        (folder / "index").mkdir()
+        self.index.save(folder / "index")
+        save_weights(self.model, folder)
+
+    def load(self, folder: Path, train: TrainView, context: Context) -> None:
+        self._build(ItemIndex.load(folder / "index"), train, context)
+        load_weights(self.model, folder)
+
+    def parameters(self) -> tuple[int, int]:
+        return count_parameters(self.model)
+
+    def token_model(self) -> type:
+        """The decoding adapter of the model's architecture."""
+        if self.architecture == "causal":
+            from genrec_bench.methods.decoding.causal import CausalTokens
+
+            return CausalTokens
+        from genrec_bench.methods.decoding.seq2seq import Seq2SeqTokens
+
+        return Seq2SeqTokens
+
+    def loss(self) -> CodeLoss:
+        """The loss over a batch's targets that the config asks for."""
+        return CodeLoss(
+            self.model, self.token_model(), self.trie, self.items, self.config.loss_over, self.config.temperature
+        )
+
+    def _build(self, index: ItemIndex, train: TrainView, context: Context) -> None:
+        self.index = index
+        popular_first = np.lexsort((np.arange(train.num_items), -train.item_counts()))
+        order = np.empty(train.num_items, dtype=np.int64)
+        order[popular_first] = np.arange(train.num_items)
+        self.trie = ItemTrie.from_index(index, order).to(context.device)
+        self.make_model(train, context)

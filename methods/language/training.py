@@ -1,0 +1,260 @@
+"""The training loop of language models: AdamW, cosine schedule with warm-up, averaging, exact resume.
+
+A step is one batch, in parts where the memory asks for it; the gradient is that of the whole batch either way. Data
+order depends on (seed, epoch) alone, so a resumed run equals an undisturbed one, bit for bit on a CPU.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
+from genrec_bench.methods.dropout import dropout
+from genrec_bench.methods.language.batches import Packed, Pairs
+
+Batch = Packed | Pairs
+
+
+class TrainingConfig(MethodConfig):
+    """How a language model is trained."""
+
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    warmup: Rate = 0.02  # share of all steps in which the learning rate rises from 0
+    min_rate: Rate = 0.1  # learning rate at the end of the cosine, as a share of the highest
+    max_gradient: PositiveFloat = 1.0  # norm that gradients are cut to
+    batch_tokens: PositiveInt = 4096  # positions a step
+    micro_batches: PositiveInt = 1  # parts a step is computed in (gradient accumulation)
+    epochs: PositiveInt = 30
+    patience: PositiveInt = 5  # validations without a better score before training stops
+    validate_every: PositiveInt = 1  # epochs
+    validation_users: NonNegativeInt = 2000  # fixed sample that selects the epoch; 0: all
+    dropout: Rate = 0.2
+    averaging: Rate = 0.998  # of the weights, a step; 0 keeps the last ones
+    bf16: bool = True  # bf16 products (weights and optimiser stay float32)
+    gradient_checkpointing: bool = False  # recompute activations instead of keeping them
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss is no number any more."""
+
+
+@dataclass
+class _Progress:
+    """Where training stands; ``step`` counts within the epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    best: float = -1.0
+    since_best: int = 0
+    loss: float = 0.0  # summed over the epoch's steps
+
+
+def train_language_model(
+    model: nn.Module,
+    method: Method,
+    epoch_batches: Callable[[np.random.Generator], Iterator[Batch]],
+    loss_of: Callable[[Batch], Tensor],
+    config: TrainingConfig,
+    context: Context,
+) -> None:
+    """Train ``model`` until validation stops improving or the epochs are over; leaves the best weights in it.
+
+    ``epoch_batches(rng)`` gives an epoch's batches; ``loss_of(batch)`` the summed loss of its targets. Only parameters
+    that require a gradient are trained, averaged, kept and saved. Raises TrainingDiverged, naming the step, when the
+    loss is no longer a number: the last checkpoint, from before, stays.
+    """
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    decayed = [value for value in trained.values() if value.ndim > 1]
+    plain = [value for value in trained.values() if value.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    progress = _Progress()
+    average, best_weights = _copy(trained), _copy(trained)
+    if (saved := context.checkpoint.load()) is not None:
+        _put(trained, saved["weights"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average, best_weights = _on(saved["average"], trained), _on(saved["best_weights"], trained)
+        progress = _Progress(**saved["progress"])
+
+    def save() -> None:
+        context.checkpoint.save(
+            {
+                "weights": {name: value.detach() for name, value in trained.items()},
+                "optimiser": optimiser.state_dict(),
+                "average": average,
+                "best_weights": best_weights,
+                "progress": asdict(progress),
+            }
+        )
+
+    steps_an_epoch = sum(1 for _ in epoch_batches(np.random.default_rng([context.seed, 0])))
+    stepper = _Stepper(model, list(trained.values()), optimiser, loss_of, config, context, steps_an_epoch)
+    while progress.epoch < config.epochs and progress.since_best < config.patience:
+        started = time.monotonic()
+        _epoch(stepper, epoch_batches, trained, average, progress, save)
+        trained_s = time.monotonic() - started
+        loss, progress.loss = progress.loss / max(progress.step, 1), 0.0
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        event: dict[str, Any] = {"epoch": progress.epoch, "loss": loss, "train_s": trained_s}
+        if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
+            current = _copy(trained)
+            _put(trained, average)
+            model.eval()
+            started = time.monotonic()
+            score = context.validate(method, users=config.validation_users)
+            progress.since_best += 1
+            if score > progress.best:
+                progress.best, progress.since_best, best_weights = score, 0, _copy(trained)
+            _put(trained, current)
+            event |= {"validation": score, "best": progress.best, "validate_s": time.monotonic() - started}
+        context.log(**event)
+        if context.checkpoint.due():
+            save()
+    _put(trained, best_weights)
+    model.eval()
+
+
+def _epoch(
+    stepper: "_Stepper",
+    epoch_batches: Callable[[np.random.Generator], Iterator[Batch]],
+    trained: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    progress: _Progress,
+    save: Callable[[], None],
+) -> None:
+    """The rest of an epoch from ``progress.step`` on, ``average`` following the weights."""
+    stepper.model.train()
+    rng = np.random.default_rng([stepper.context.seed, progress.epoch])
+    with _attention_for_training(stepper.model, stepper.context.device):
+        for number, batch in enumerate(epoch_batches(rng)):
+            if number < progress.step:  # done before the kill
+                continue
+            progress.loss += stepper.step(batch, progress)
+            progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
+            _follow(average, trained, stepper.config.averaging, progress.total_steps)
+            if stepper.context.checkpoint.due():
+                save()
+
+
+class _Stepper:
+    """One optimiser step, in as many parts as the memory asks for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        loss_of: Callable[[Batch], Tensor],
+        config: TrainingConfig,
+        context: Context,
+        steps_an_epoch: int,
+    ):
+        self.model, self.weights, self.optimiser, self.loss_of = model, weights, optimiser, loss_of
+        self.config, self.context = config, context
+        self.steps = max(steps_an_epoch * config.epochs, 1)
+        self.parts, self.halved = config.micro_batches, False
+
+    def step(self, batch: Batch, progress: _Progress) -> float:
+        """Mean loss of the batch's targets; weights moved."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.learning_rate * schedule(progress.total_steps / self.steps, self.config)
+        try:
+            loss = self._gradients(batch)
+        except torch.OutOfMemoryError as error:
+            if self.halved or len(batch) < 2:
+                raise MemoryError("out of memory, also with half the batch") from error
+            loss = math.inf
+        if loss == math.inf and not self.halved:
+            self.parts, self.halved = self.parts * 2, True
+            self.context.log(stage="train", note=f"out of memory: steps are computed in {self.parts} parts from now on")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            loss = self._gradients(batch)
+        if not math.isfinite(loss):
+            where = f"epoch {progress.epoch + 1}, step {progress.step + 1} (step {progress.total_steps + 1} in all)"
+            raise TrainingDiverged(f"the loss became {loss} in {where}; try a lower learning_rate than "
+                                   f"{self.config.learning_rate:g}")  # fmt: skip
+        nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient, foreach=True)
+        self.optimiser.step()
+        return loss
+
+    def _gradients(self, batch: Batch) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        device = self.context.device
+        targets = max(int((batch.levels >= -1).sum()), 1)
+        edges = np.linspace(0, len(batch), min(self.parts, len(batch)) + 1).astype(int)
+        total = torch.zeros((), device=device)
+        for first, last in zip(edges[:-1], edges[1:], strict=True):
+            part = batch.part(int(first), int(last)) if len(edges) > 2 else batch
+            with torch.autocast(device, torch.bfloat16, enabled=self.config.bf16):
+                loss = self.loss_of(part.to(device)) / targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return float(total)
+
+
+def schedule(share: float, config: TrainingConfig) -> float:
+    """Learning rate after ``share`` of all steps, as a part of the highest: linear warm-up, then a cosine."""
+    if share < config.warmup:
+        return share / config.warmup
+    progress = min((share - config.warmup) / (1 - config.warmup), 1.0)
+    return config.min_rate + (1 - config.min_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@contextmanager
+def _attention_for_training(model: nn.Module, device: str) -> Iterator[None]:
+    """On a CPU, attention by plain products: the backward pass of torch's fused kernel takes half the step there."""
+    bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    config = getattr(bare, "config", None)
+    if device != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
+        yield
+        return
+    bare.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        bare.set_attn_implementation("sdpa")
+
+
+def add_dropout(model: nn.Module, probability: float) -> None:
+    """Dropout on the embedded tokens and on what each block adds; Llama-like models have none of their own."""
+    if probability == 0.0:
+        return
+
+    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        return dropout(output, probability, module.training)
+
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("embed_tokens", "o_proj", "down_proj"):
+            module.register_forward_hook(hook)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], trained: dict[str, nn.Parameter], averaging: float, step: int) -> None:
+    """Move the average of past weights towards the current ones; the initial weights count for nothing."""
+    share = (1.0 - averaging) / (1.0 - averaging**step)
+    torch._foreach_lerp_(list(average.values()), [value.detach() for value in trained.values()], share)
+
+
+def _copy(trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in trained.items()}
+
+
+def _on(saved: dict[str, Tensor], trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: saved[name].to(value.device) for name, value in trained.items()}
+
+
+@torch.no_grad()
+def _put(trained: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, value in trained.items():
+        value.copy_(values[name])

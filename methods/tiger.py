@@ -1,0 +1,124 @@
+"""TIGER: a transformer that writes the semantic ID of the next item (Rajput et al., NeurIPS 2023, arXiv 2305.05065).
+
+    genrec-bench run --method tiger --dataset ml-100k
+
+``architecture=encoder_decoder`` is the paper's: a small T5, one training example a prefix. ``decoder_only`` is a Llama
+of the same depth and width that, with ``examples=sequence``, learns from every item of a user's sequence in one pass.
+
+Deviation: AdamW with a cosine schedule and early stopping on validation instead of 200,000 steps of inverse square root.
+Deviation: decoding is constrained to real items, so no recommendation is invalid; the paper's is not.
+Deviation: the loss is over the codes of a level; ``loss_over=vocabulary`` is the usual one.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.methods.base import Context, Rate
+from genrec_bench.methods.generative import Generative, GenerativeConfig
+from genrec_bench.methods.indexing.config import IndexConfig
+from genrec_bench.methods.language.batches import TokenSequences, packed_batches, padded_batches, pair_batches
+from genrec_bench.methods.language.codes import ItemTokens, training_prefixes, training_windows
+from genrec_bench.methods.language.training import Batch, add_dropout, train_language_model
+
+PAD, START, END, CODES = 0, 1, 2, 3  # vocabulary: three special tokens, then the codes, then user buckets
+
+
+class TigerConfig(GenerativeConfig):
+    """Sizes of the paper (section 4); training tuned on validation."""
+
+    architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
+    examples: Literal["sequence", "prefix", "padded_prefix"] = "sequence"  # decoder_only: what one example is
+    layers: PositiveInt = 4  # of the encoder and of the decoder, each
+    width: PositiveInt = 128
+    heads: PositiveInt | None = None  # None: 6 of 64 numbers (the paper), or width / 32 in the decoder-only variant
+    feedforward: PositiveInt | None = None  # None: 1024 (the paper), or 4 x width in the decoder-only variant
+    user_buckets: NonNegativeInt = 0  # hashed user tokens, the prompt's first token; 2000 in the paper
+    rows: PositiveInt = 256  # encoder_decoder: examples a step
+
+    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
+        "learning_rate": (3e-4, 3e-3),
+        "dropout": [0.1, 0.2, 0.3, 0.4],
+        "weight_decay": [0.01, 0.05, 0.1],
+        "batch_tokens": [2048, 4096, 8192],
+        "layers": [2, 4, 6],
+    }
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TigerConfig":
+        if self.architecture == "decoder_only" and self.heads and self.width % self.heads:
+            raise ValueError(f"heads={self.heads} must divide width={self.width}")
+        return self
+
+
+class Tiger(Generative):
+    """Generative retrieval with semantic IDs."""
+
+    Config = TigerConfig
+    published_as = "TIGER"
+
+    def make_model(self, train: TrainView, context: Context) -> None:
+        config = self.config
+        by_level = [torch.from_numpy(CODES + numbers) for numbers in self.index.token_numbers]
+        self.items = ItemTokens.of(self.index, by_level, END)
+        self.first_bucket = CODES + len(self.index.vocabulary)
+        vocabulary = self.first_bucket + config.user_buckets
+        from genrec_bench.methods.language.backbone import tiny_llama, tiny_t5
+
+        torch.manual_seed(context.seed)
+        if config.architecture == "decoder_only":
+            self.architecture = "causal"
+            heads = config.heads or max(config.width // 32, 1)
+            feedforward = config.feedforward or 4 * config.width
+            self.model = tiny_llama(
+                vocabulary, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=heads,
+                intermediate_size=feedforward, max_position_embeddings=self._positions() * 2,
+            )  # fmt: skip
+            add_dropout(self.model, config.dropout)
+        else:
+            self.architecture = "seq2seq"
+            self.model = tiny_t5(
+                vocabulary, d_model=config.width, num_layers=config.layers, num_heads=config.heads or 6, d_kv=64,
+                d_ff=config.feedforward or 1024, dropout_rate=config.dropout,
+            )  # fmt: skip
+        self.model.to(context.device)
+
+    def train(self, train: TrainView, context: Context) -> None:
+        train_language_model(
+            self.model, self, lambda rng: self._batches(train.sequences, rng), self.loss(), self.config, context
+        )
+
+    def prompts(self, histories: Histories) -> TokenSequences:
+        return self.items.sequences(histories, self._first(histories.users), learn="none")
+
+    def _first(self, users: np.ndarray) -> np.ndarray:
+        """The token before a user's items."""
+        if not self.config.user_buckets:
+            return np.full(len(users), START)
+        return self.first_bucket + users * 2_654_435_761 % 2**32 % self.config.user_buckets  # Knuth's hash
+
+    def _positions(self) -> int:
+        return (self.config.max_history + 1) * self.index.num_levels + 1
+
+    def _batches(self, sequences: Histories, rng: np.random.Generator) -> Iterator[Batch]:
+        config = self.config
+        if self.architecture == "causal" and config.examples == "sequence":
+            rows = training_windows(sequences, config.max_history, rng)
+            examples = self.items.sequences(rows, self._first(rows.users))
+            yield from packed_batches(examples, self._positions(), config.batch_tokens, PAD, rng)
+        elif self.architecture == "causal":
+            rows = training_prefixes(sequences, config.max_history)
+            examples = self.items.sequences(rows, self._first(rows.users), learn="last")
+            if config.examples == "prefix":
+                yield from packed_batches(examples, self._positions(), config.batch_tokens, PAD, rng)
+            else:
+                yield from padded_batches(examples, config.batch_tokens, PAD, rng)
+        else:
+            rows = training_prefixes(sequences, config.max_history)
+            history = self.prompts(rows.without_last(1))
+            target = self.items.sequences(rows.last(1), learn="last")
+            yield from pair_batches(history, target, PAD, config.rows, PAD, rng)
