@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.methods.indexing.kmeans import assign_with_room, kmeans, lloyd, plus_plus, squared_distances
+from genrec_bench.methods.indexing.kmeans import (
+    SEED,
+    assign_with_room,
+    kmeans,
+    lloyd,
+    plus_plus,
+    sample_size,
+    squared_distances,
+)
 
 ROOT_RESTARTS = 10
 ITERATIONS = 100
-SINGLE = 4096  # a node with more items is clustered by itself, smaller ones many at a time
 BATCH_NUMBERS = 2**22  # of padded points in such a batch: 16 MiB
 
 
@@ -76,9 +83,10 @@ def hierarchical_codes(
 def _batches(nodes: list[np.ndarray], children: int, dim: int) -> list[list[np.ndarray]]:
     """Nodes in groups that are split together: similar sizes, as many as fit when padded to the first one's."""
     batches = [[node for node in nodes if len(node) <= children]]
+    together = sample_size(SEED, children)  # a larger node is clustered by itself, from samples
     width = 0  # items of the open batch's first node
     for node in sorted((node for node in nodes if len(node) > children), key=len, reverse=True):
-        if not width or width > SINGLE or (len(batches[-1]) + 1) * width * dim > BATCH_NUMBERS:
+        if not width or width > together or (len(batches[-1]) + 1) * width * max(dim, width) > BATCH_NUMBERS:
             batches.append([])
             width = len(node)
         batches[-1].append(node)
@@ -100,11 +108,19 @@ def _split(
         valid = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, m)
         batch = torch.zeros(*valid.shape, points.shape[1])
         batch[valid] = points[torch.from_numpy(np.concatenate(nodes))]
-        centroids, _ = lloyd(batch, valid, plus_plus(batch, valid, children, generator), ITERATIONS)
+        drawn = plus_plus(_apart(batch), valid, children, generator)  # (B, children)
+        centroids, _ = lloyd(batch, valid, batch[torch.arange(len(batch))[:, None], drawn], ITERATIONS)
     return [
         assign_with_room(squared_distances(batch[row, : len(node)], centroids[row]).numpy(), room)
         for row, node in enumerate(nodes)
     ]
+
+
+def _apart(points: Tensor) -> Tensor:
+    """Squared distances within each set, (B, m, m) from (B, m, d)."""
+    norms = points.square().sum(2)
+    apart = torch.baddbmm(norms[:, None, :], points, points.transpose(1, 2), alpha=-2) + norms[:, :, None]
+    return apart.clamp_min_(0)
 
 
 def _numbered(node: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -1,9 +1,9 @@
 """k-means in float32, of one large set of points or of many small ones at a time.
 
-Deviation: plain k-means++ with Lloyd's rounds would cost hours on a large catalogue, so centroids are learnt from a
-sample of `POINTS_PER_CENTROID` points a centroid, k-means++ looks at `SEED_POINTS_PER_CENTROID` of them, restarts are
-compared after `TRIAL_ROUNDS` rounds, and rounds stop when the mean squared distance falls by less than `TOLERANCE`.
-Sets small enough are used whole. Results depend on the seed alone (and, in last digits, on the number of threads).
+Deviation: k-means++ and up to 100 of Lloyd's rounds on all points would take hours on a large catalogue. Centroids are
+learnt from a sample, restarts are compared on a smaller one after `TRIAL_ROUNDS` rounds, k-means++ sees a smaller one
+still, and rounds stop when the sum of squared distances falls by less than `TOLERANCE`. Sets of up to 16,384 points are
+used whole. Results depend on the seed alone (and, in last digits, on the number of threads).
 """
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-POINTS_PER_CENTROID = 128
-SEED_POINTS_PER_CENTROID = 16
-TRIAL_ROUNDS = 10
+LEARN, TRY, SEED = (64, 16_384), (16, 4096), (16, 1024)  # sample sizes: points a centroid, but at least as many
+TRIAL_ROUNDS = 5
 TOLERANCE = 1e-4
 BLOCK = 16_384  # points whose distances are held at a time
 
@@ -22,17 +21,24 @@ def kmeans(
     points: Tensor, clusters: int, generator: torch.Generator, restarts: int = 1, iterations: int = 100
 ) -> Tensor:
     """Centroids (clusters, d) of ``points`` (n, d); with more clusters than points, the surplus repeats points."""
-    sample = _sample(points, POINTS_PER_CENTROID * clusters, generator)
+    learning = _sample(points, sample_size(LEARN, clusters), generator)
+    trying = _sample(learning, sample_size(TRY, clusters), generator) if restarts > 1 else learning
+    seeding = _sample(trying, sample_size(SEED, clusters), generator)
+    apart = squared_distances(seeding, seeding)[None]
     trials = []
     for _ in range(restarts):
-        seeds = plus_plus(
-            _sample(sample, SEED_POINTS_PER_CENTROID * clusters, generator)[None], None, clusters, generator
+        seeds = seeding[plus_plus(apart, None, clusters, generator)]  # (1, clusters, d)
+        trials.append(
+            lloyd(trying[None], None, seeds, min(TRIAL_ROUNDS, iterations)) if restarts > 1 else (seeds, apart)
         )
-        trials.append(lloyd(sample[None], None, seeds, min(iterations, TRIAL_ROUNDS if restarts > 1 else iterations)))
-    centroids, _ = min(trials, key=lambda trial: float(trial[1]))
-    if restarts > 1:
-        centroids, _ = lloyd(sample[None], None, centroids, iterations - min(iterations, TRIAL_ROUNDS))
+    centroids, _ = min(trials, key=lambda trial: float(trial[1])) if restarts > 1 else trials[0]
+    centroids, _ = lloyd(learning[None], None, centroids, iterations)
     return centroids[0]
+
+
+def sample_size(rule: tuple[int, int], clusters: int) -> int:
+    """Points that a step of ``rule`` (`LEARN`, `TRY`, `SEED`) looks at."""
+    return max(rule[0] * clusters, rule[1])
 
 
 def _sample(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -41,27 +47,25 @@ def _sample(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return points[torch.randperm(len(points), generator=generator)[:count].sort().values]
 
 
-def plus_plus(points: Tensor, valid: Tensor | None, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ seeds (Arthur and Vassilvitskii 2007) of B sets at a time: (B, clusters, d).
+def plus_plus(apart: Tensor, valid: Tensor | None, clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii 2007) on B sets at a time: the points drawn as seeds, (B, clusters) int64.
 
-    ``points`` (B, m, d); ``valid`` (B, m) bool says which rows are points, None: all.
+    ``apart`` (B, m, m): squared distances, all at once, since a row at a time costs a pass over the points each;
+    ``valid`` (B, m) bool says which rows are points, None: all.
     """
-    sets, size, _ = points.shape
+    sets, size, _ = apart.shape
     each = torch.arange(sets)
-    norms = points.square().sum(2)  # (B, m)
     any_point = torch.ones(sets, size) if valid is None else valid.float()
     chances, nearest = any_point, torch.full((sets, size), float("inf"))
     seeds = []
     for _ in range(clusters):
         drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
-        seed = points[each, drawn]  # (B, d)
-        seeds.append(seed)
-        products = torch.bmm(points, seed[:, :, None])[:, :, 0]
-        distance = (norms - 2 * products + norms[each, drawn][:, None]).clamp_min(0) * any_point
-        distance[each, drawn] = 0  # rounding must not let a point be drawn again
-        nearest = torch.minimum(nearest, distance)
-        spread = nearest.sum(1, keepdim=True) > 0
-        chances = torch.where(spread, nearest, any_point)  # fewer distinct points than clusters: any of them
+        seeds.append(drawn)
+        nearest = torch.minimum(nearest, apart[each, drawn])
+        nearest[each, drawn] = 0  # rounding must not let a point be drawn again
+        chances = nearest * any_point
+        spread = chances.sum(1, keepdim=True) > 0
+        chances = torch.where(spread, chances, any_point)  # fewer distinct points than clusters: any of them
     return torch.stack(seeds, 1)
 
 
@@ -137,8 +141,9 @@ def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
 def assign_with_room(distances: np.ndarray, room: int) -> np.ndarray:
     """Cluster of each item where no cluster takes more than ``room``, (n,) int64; ``distances`` (n, k), squared.
 
-    Items choose one after the other, each the nearest cluster with room. Those that would lose most by their second
-    choice choose first; ties by row.
+    Items choose one after the other, each the nearest cluster with room, those that would lose most by their second
+    choice first; ties by row. (In the opposite order, a depth-4 tree of Amazon Beauty's texts keeps 75 instead of 85
+    percent of nearest neighbours under one first token.)
     """
     labels: np.ndarray = distances.argmin(1)
     size = np.bincount(labels, minlength=distances.shape[1])
