@@ -191,7 +191,7 @@ def _merge(ended: tuple[Tensor, Tensor], finished: tuple[Tensor, Tensor], width:
 
 
 def best_first(scores: Tensor, numbers: Tensor, count: int) -> Tensor:
-    """Places of the ``count`` best of each row (B, m) float32, equal scores by ascending ``numbers`` (B, m) < 2^31.
+    """Places of the ``count`` best of each row (B, m) float32, equal scores by ascending ``numbers`` (B, m) < 2^32.
 
     One integer top-k over (score, number) pairs: exact and the same on every device, and no slower than a float top-k,
     which leaves the order of equal scores open.
