@@ -151,7 +151,7 @@ def test_a_hook_mixes_as_brute_force_does(index, normalise, share):
 @settings(max_examples=100)
 @given(st.data(), st.integers(1, 9), st.integers(1, 9))
 def test_best_first_orders_by_score_then_number(data, size, count):
-    values = st.sampled_from([-float("inf"), -1e9, -2.5, -1.0, -0.0, 0.0, 1e-30, 3.0])
+    values = st.sampled_from([-float("inf"), -1e9, -2.5, -1.0, 0.0, 1e-30, 3.0])
     scores = data.draw(st.lists(values, min_size=size, max_size=size))
     numbers = data.draw(st.permutations(range(size)))
     found = best_first(torch.tensor([scores]), torch.tensor([numbers]), count)[0].tolist()

@@ -194,9 +194,9 @@ def best_first(scores: Tensor, numbers: Tensor, count: int) -> Tensor:
     """Places of the ``count`` best of each row (B, m) float32, equal scores by ascending ``numbers`` (B, m) < 2^32.
 
     One integer top-k over (score, number) pairs: exact and the same on every device, and no slower than a float top-k,
-    which leaves the order of equal scores open.
+    which leaves the order of equal scores open. -0.0, which no sum that starts from 0.0 can be, counts as below 0.0.
     """
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 equal
-    ascending = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the floats
-    keys = (ascending << 32) - numbers
+    bits = scores.view(torch.int32)
+    ascending = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)  # integers in the order of the floats
+    keys = ascending.long().bitwise_left_shift_(32).sub_(numbers)
     return keys.topk(min(count, keys.shape[1]), dim=1).indices

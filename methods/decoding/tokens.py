@@ -66,6 +66,7 @@ class CodeTokens:
             raise ValueError(f"token_ids of {[len(i) for i in token_ids]} codes; levels hold {trie.level_sizes}")
         if trie.variable and end_id is None:
             raise ValueError("Codes of different lengths need end_id, the token that ends a code")
+        self.variable = trie.variable
         end = torch.tensor([end_id] if trie.variable else [], dtype=torch.int64)
         self.levels = [
             torch.cat([torch.as_tensor(ids, dtype=torch.int64).cpu(), end if level else end[:0]]).to(device)
@@ -74,7 +75,7 @@ class CodeTokens:
 
     def places(self, level: int, codes: Tensor) -> Tensor:
         """Places of codes (END included) in ``levels[level]``."""
-        return torch.where(codes == END, len(self.levels[level]) - 1, codes)
+        return torch.where(codes == END, len(self.levels[level]) - 1, codes) if self.variable else codes
 
 
 def candidate_log_probs(
@@ -92,9 +93,12 @@ def candidate_log_probs(
     else:
         of_level = model.logits(hidden, tokens.levels[level]).float()
         logits = of_level.gather(-1, places)
-        summed = logits.masked_fill(~real, -torch.inf) if normalise == "trie" else of_level
-        total = summed.logsumexp(-1, keepdim=True)
-    return torch.where(real, logits - total, -torch.inf), logits
+        total = None if normalise == "trie" else of_level.logsumexp(-1, keepdim=True)
+    scores = logits.masked_fill(~real, -torch.inf)
+    if total is None:
+        total = scores.logsumexp(-1, keepdim=True)
+        total = total.masked_fill(total == -torch.inf, 0.0)  # a dead beam; -inf minus -inf would be NaN
+    return scores.sub_(total), logits
 
 
 def _full_logits(model: TokenModel, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
