@@ -172,7 +172,7 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
 
 
 def merged(*values: dict[str, Any]) -> dict[str, Any]:
-    """Settings put together, later ones winning, group by group (``index: {levels: 3}`` keeps an index's other keys)."""
+    """Settings put together, later ones winning, key by key also within groups such as ``index``."""
     result: dict[str, Any] = {}
     for one in values:
         for key, value in one.items():

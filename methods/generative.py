@@ -15,8 +15,8 @@ from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.build import build_index
 from genrec_bench.methods.indexing.config import IndexConfig
 from genrec_bench.methods.indexing.index import ItemIndex
-from genrec_bench.methods.language.batches import TokenSequences
 from genrec_bench.methods.language.codes import CodeLoss, ItemTokens, LossOver
+from genrec_bench.methods.language.sequences import TokenSequences
 from genrec_bench.methods.language.training import TrainingConfig
 from genrec_bench.methods.next_item import count_parameters, load_weights, save_weights
 
@@ -78,10 +78,18 @@ class Generative(Method):
     def save(self, folder: Path) -> None:
         (folder / "index").mkdir()
         self.index.save(folder / "index")
-        save_weights(self.model, folder)
+        self.save_model(folder)
 
     def load(self, folder: Path, train: TrainView, context: Context) -> None:
         self._build(ItemIndex.load(folder / "index"), train, context)
+        self.load_model(folder)
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model's weights."""
+        save_weights(self.model, folder)
+
+    def load_model(self, folder: Path) -> None:
+        """Read them into the model that `make_model` made."""
         load_weights(self.model, folder)
 
     def parameters(self) -> tuple[int, int]:

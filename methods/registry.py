@@ -18,7 +18,11 @@ from genrec_bench.methods.base import Method, MethodConfig
 BUILT_IN = {
     "gru4rec": "genrec_bench.methods.gru4rec:GRU4Rec",
     "item_knn": "genrec_bench.methods.item_knn:ItemKNN",
+    "lc_rec": "genrec_bench.methods.lc_rec:LCRec",
+    "letter_lc_rec": "genrec_bench.methods.letter_lc_rec:LetterLCRec",
+    "letter_tiger": "genrec_bench.methods.letter_tiger:LetterTiger",
     "markov": "genrec_bench.methods.markov:Markov",
+    "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",
     "sasrec": "genrec_bench.methods.sasrec:SASRec",
     "tiger": "genrec_bench.methods.tiger:Tiger",
@@ -112,6 +116,8 @@ def configure(name: str, values: dict[str, object]) -> MethodConfig:
             fields = config.model_fields
             for part in first["loc"][:-1]:  # the key may belong to a group of settings
                 fields = getattr(fields[str(part)].annotation, "model_fields", fields)
-            raise unknown(f"setting of {'.'.join(map(str, (name, *first['loc'][:-1])))}", str(first["loc"][-1]), fields) from None
+            raise unknown(
+                f"setting of {'.'.join(map(str, (name, *first['loc'][:-1])))}", str(first["loc"][-1]), fields
+            ) from None
         where = f"{name}.{key} = {first['input']!r}" if key else name
         raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None

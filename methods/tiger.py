@@ -5,7 +5,7 @@
 ``architecture=encoder_decoder`` is the paper's: a small T5, one training example a prefix. ``decoder_only`` is a Llama
 of the same depth and width that, with ``examples=sequence``, learns from every item of a user's sequence in one pass.
 
-Deviation: AdamW with a cosine schedule and early stopping on validation instead of 200,000 steps of inverse square root.
+Deviation: AdamW with a cosine schedule and early stopping on validation, not 200,000 steps of inverse square root.
 Deviation: decoding is constrained to real items, so no recommendation is invalid; the paper's is not.
 Deviation: the loss is over the codes of a level; ``loss_over=vocabulary`` is the usual one.
 """
@@ -18,11 +18,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context, Rate
+from genrec_bench.methods.base import Context
 from genrec_bench.methods.generative import Generative, GenerativeConfig
 from genrec_bench.methods.indexing.config import IndexConfig
-from genrec_bench.methods.language.batches import TokenSequences, packed_batches, padded_batches, pair_batches
+from genrec_bench.methods.language.batches import packed_batches, padded_batches, pair_batches
 from genrec_bench.methods.language.codes import ItemTokens, training_prefixes, training_windows
+from genrec_bench.methods.language.sequences import TokenSequences, join
 from genrec_bench.methods.language.training import Batch, add_dropout, train_language_model
 
 PAD, START, END, CODES = 0, 1, 2, 3  # vocabulary: three special tokens, then the codes, then user buckets
@@ -32,6 +33,7 @@ class TigerConfig(GenerativeConfig):
     """Sizes of the paper (section 4); training tuned on validation."""
 
     architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
+    index: IndexConfig = Field(default_factory=lambda: IndexConfig(builder="rqvae", levels=3, collisions="counter"))
     examples: Literal["sequence", "prefix", "padded_prefix"] = "sequence"  # decoder_only: what one example is
     layers: PositiveInt = 4  # of the encoder and of the decoder, each
     width: PositiveInt = 128
@@ -60,31 +62,39 @@ class Tiger(Generative):
 
     Config = TigerConfig
     published_as = "TIGER"
+    pad = PAD
 
     def make_model(self, train: TrainView, context: Context) -> None:
+        from genrec_bench.methods.language.backbone import tiny_llama, tiny_t5
+
         config = self.config
         by_level = [torch.from_numpy(CODES + numbers) for numbers in self.index.token_numbers]
         self.items = ItemTokens.of(self.index, by_level, END)
         self.first_bucket = CODES + len(self.index.vocabulary)
         vocabulary = self.first_bucket + config.user_buckets
-        from genrec_bench.methods.language.backbone import tiny_llama, tiny_t5
-
-        torch.manual_seed(context.seed)
         if config.architecture == "decoder_only":
             self.architecture = "causal"
-            heads = config.heads or max(config.width // 32, 1)
-            feedforward = config.feedforward or 4 * config.width
             self.model = tiny_llama(
-                vocabulary, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=heads,
-                intermediate_size=feedforward, max_position_embeddings=self._positions() * 2,
-            )  # fmt: skip
+                vocabulary,
+                layers=config.layers,
+                dim=config.width,
+                heads=config.heads or max(config.width // 32, 1),
+                feedforward=config.feedforward or 4 * config.width,
+                positions=2 * self._positions(),
+                seed=context.seed,
+            )
             add_dropout(self.model, config.dropout)
         else:
             self.architecture = "seq2seq"
             self.model = tiny_t5(
-                vocabulary, d_model=config.width, num_layers=config.layers, num_heads=config.heads or 6, d_kv=64,
-                d_ff=config.feedforward or 1024, dropout_rate=config.dropout,
-            )  # fmt: skip
+                vocabulary,
+                layers=config.layers,
+                dim=config.width,
+                heads=config.heads or 6,
+                feedforward=config.feedforward or 1024,
+                dropout=config.dropout,
+                seed=context.seed,
+            )
         self.model.to(context.device)
 
     def train(self, train: TrainView, context: Context) -> None:
@@ -93,13 +103,14 @@ class Tiger(Generative):
         )
 
     def prompts(self, histories: Histories) -> TokenSequences:
-        return self.items.sequences(histories, self._first(histories.users), learn="none")
+        return join(self._first(histories.users), self.items.histories(histories))
 
-    def _first(self, users: np.ndarray) -> np.ndarray:
-        """The token before a user's items."""
+    def _first(self, users: np.ndarray) -> TokenSequences:
+        """The token before each user's items."""
         if not self.config.user_buckets:
-            return np.full(len(users), START)
-        return self.first_bucket + users * 2_654_435_761 % 2**32 % self.config.user_buckets  # Knuth's hash
+            return TokenSequences.of([[START]]).select(np.zeros(len(users), dtype=np.int64))
+        buckets = TokenSequences.of([[self.first_bucket + number] for number in range(self.config.user_buckets)])
+        return buckets.select(users * 2_654_435_761 % 2**32 % self.config.user_buckets)  # Knuth's hash
 
     def _positions(self) -> int:
         return (self.config.max_history + 1) * self.index.num_levels + 1
@@ -108,17 +119,16 @@ class Tiger(Generative):
         config = self.config
         if self.architecture == "causal" and config.examples == "sequence":
             rows = training_windows(sequences, config.max_history, rng)
-            examples = self.items.sequences(rows, self._first(rows.users))
-            yield from packed_batches(examples, self._positions(), config.batch_tokens, PAD, rng)
-        elif self.architecture == "causal":
-            rows = training_prefixes(sequences, config.max_history)
-            examples = self.items.sequences(rows, self._first(rows.users), learn="last")
-            if config.examples == "prefix":
-                yield from packed_batches(examples, self._positions(), config.batch_tokens, PAD, rng)
-            else:
-                yield from padded_batches(examples, config.batch_tokens, PAD, rng)
+            examples = join(self._first(rows.users), self.items.histories(rows, learn=True))
+            yield from packed_batches(examples, self._positions(), config.batch_tokens, self.pad, rng)
+            return
+        rows = training_prefixes(sequences, config.max_history)
+        prompts = self.prompts(rows.without_last(1))
+        targets = self.items.learned.select(rows.last(1).items)
+        if self.architecture == "seq2seq":
+            start = self.model.config.decoder_start_token_id
+            yield from pair_batches(prompts, targets, start, config.rows, self.pad, rng)
+        elif config.examples == "prefix":
+            yield from packed_batches(join(prompts, targets), self._positions(), config.batch_tokens, self.pad, rng)
         else:
-            rows = training_prefixes(sequences, config.max_history)
-            history = self.prompts(rows.without_last(1))
-            target = self.items.sequences(rows.last(1), learn="last")
-            yield from pair_batches(history, target, PAD, config.rows, PAD, rng)
+            yield from padded_batches(join(prompts, targets), config.batch_tokens, self.pad, rng)

@@ -12,30 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class TokenSequences:
-    """S ragged sequences of vocabulary ids and what is to be learned of them.
-
-    Sequence s is ``tokens[offsets[s]:offsets[s + 1]]``. ``levels``, aligned with tokens: the code level of a token that
-    is a target, ``TEXT`` for any other target, ``GIVEN`` where nothing is learned (prompts, and the first token).
-    """
-
-    offsets: np.ndarray  # (S + 1,) int64
-    tokens: np.ndarray  # (n,) int32
-    levels: np.ndarray  # (n,) int8
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(S,) int64"""
-        return np.diff(self.offsets)
-
-
-TEXT = -1
-GIVEN = -2
+from genrec_bench.methods.language.sequences import GIVEN, TokenSequences
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,9 +170,7 @@ def pair_batches(
         yield _pairs(prompts, answers, groups[number], start_token, pad)
 
 
-def _pairs(
-    prompts: TokenSequences, answers: TokenSequences, rows: np.ndarray, start_token: int, pad: int
-) -> Pairs:
+def _pairs(prompts: TokenSequences, answers: TokenSequences, rows: np.ndarray, start_token: int, pad: int) -> Pairs:
     prompt, mask = _right_padded(prompts.offsets, prompts.tokens, rows, pad)
     answer, known = _right_padded(answers.offsets, answers.tokens, rows, pad)
     levels, _ = _right_padded(answers.offsets, answers.levels, rows, GIVEN)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,8 @@ from genrec_bench.datasets.interactions import Histories
 from genrec_bench.methods.decoding.tokens import CodeTokens, TokenModel
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.index import ItemIndex
-from genrec_bench.methods.language.batches import GIVEN, TEXT, Packed, Pairs, TokenSequences
+from genrec_bench.methods.language.batches import Packed, Pairs
+from genrec_bench.methods.language.sequences import GIVEN, TEXT, TokenSequences, join, stack
 from genrec_bench.methods.next_item import windows
 
 LossOver = Literal["level", "vocabulary"]
@@ -42,35 +44,39 @@ class ItemTokens:
         ids[short, index.lengths[short]] = end_id
         return cls(ids, tuple(torch.as_tensor(ids, dtype=torch.int64) for ids in by_level), end_id)
 
-    def sequences(self, histories: Histories, first: np.ndarray | None = None, learn: str = "all") -> TokenSequences:
-        """The codes of each row's items in a row, after a first token (B,) where given.
+    @cached_property
+    def learned(self) -> TokenSequences:
+        """Each item's code as a target, N rows."""
+        real = self.ids >= 0
+        offsets = np.concatenate([[0], np.cumsum(real.sum(1))]).astype(np.int64)
+        levels = np.broadcast_to(np.arange(self.ids.shape[1], dtype=np.int8), self.ids.shape)
+        return TokenSequences(offsets, self.ids[real], levels[real])
 
-        ``learn``: the tokens of "all" items but the first, of the "last" item only, or of "none".
+    @cached_property
+    def read(self) -> TokenSequences:
+        """Each item's code as something given, N rows."""
+        return self.learned.given()
+
+    def histories(
+        self, rows: Histories, learn: bool = False, separator: TokenSequences | None = None
+    ) -> TokenSequences:
+        """The codes of each row's items in a row, ``separator`` (one sequence) after each.
+
+        With ``learn``, all items but a row's first are targets.
         """
-        table, levels = self.ids[histories.items], np.arange(self.ids.shape[1], dtype=np.int8)
-        real = table >= 0
-        sizes = np.concatenate([[0], np.cumsum(real.sum(1))])
-        ends = sizes[histories.offsets]  # tokens before each row
-        learned = np.broadcast_to(levels, table.shape).copy()
-        starts, last = histories.offsets[:-1], histories.offsets[1:] - 1
-        filled = histories.lengths > 0
-        if learn == "all":
-            learned[starts[filled]] = GIVEN
-        else:
-            target = learned[last[filled]]
-            learned[:] = GIVEN
-            if learn == "last":
-                learned[last[filled]] = target
-        tokens, learned = table[real], learned[real]
-        if first is not None:
-            tokens = np.insert(tokens, ends[:-1], first)
-            learned = np.insert(learned, ends[:-1], GIVEN)
-            ends = ends + np.arange(len(ends))
-        return TokenSequences(ends.astype(np.int64), tokens.astype(np.int32), learned)
+        pieces = self.read.select(rows.items)
+        if learn:
+            first = np.zeros(len(rows.items), dtype=bool)
+            first[rows.offsets[:-1][rows.lengths > 0]] = True
+            both = stack(self.learned, self.read)
+            pieces = both.select(rows.items + np.where(first, len(self.read), 0))
+        if separator is not None:
+            pieces = join(pieces, separator.select(np.zeros(len(pieces), dtype=np.int64)))
+        return pieces.grouped(rows.offsets)
 
 
 def training_windows(sequences: Histories, max_history: int, rng: np.random.Generator) -> Histories:
-    """Each user's sequence as windows of up to ``max_history`` items and the next: every item but the first a target."""
+    """Each user's sequence as windows of up to ``max_history`` items and the next; all but the first are targets."""
     starts, ends = windows(sequences, max_history, rng)
     users = np.repeat(sequences.users, sequences.lengths)[starts] if len(starts) else starts
     return _spans(sequences, users, starts, ends + 1)

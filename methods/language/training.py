@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -167,19 +168,8 @@ class _Stepper:
     def step(self, batch: Batch, progress: _Progress) -> float:
         """Mean loss of the batch's targets; weights moved."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * schedule(progress.total_steps / self.steps, self.config)
-        try:
-            loss = self._gradients(batch)
-        except torch.OutOfMemoryError as error:
-            if self.halved or len(batch) < 2:
-                raise MemoryError("out of memory, also with half the batch") from error
-            loss = math.inf
-        if loss == math.inf and not self.halved:
-            self.parts, self.halved = self.parts * 2, True
-            self.context.log(stage="train", note=f"out of memory: steps are computed in {self.parts} parts from now on")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            loss = self._gradients(batch)
+            group["lr"] = self.config.learning_rate * schedule((progress.total_steps + 1) / self.steps, self.config)
+        loss = self._gradients_in_parts(batch)
         if not math.isfinite(loss):
             where = f"epoch {progress.epoch + 1}, step {progress.step + 1} (step {progress.total_steps + 1} in all)"
             raise TrainingDiverged(f"the loss became {loss} in {where}; try a lower learning_rate than "
@@ -188,14 +178,28 @@ class _Stepper:
         self.optimiser.step()
         return loss
 
+    def _gradients_in_parts(self, batch: Batch) -> float:
+        """`_gradients`; where the memory does not hold it, in twice the parts from then on."""
+        try:
+            return self._gradients(batch)
+        except torch.OutOfMemoryError as error:
+            if self.halved or len(batch) < 2:
+                raise MemoryError("out of memory, also with half the batch") from error
+        # outside the handler, whose exception keeps the failed batch alive
+        self.parts, self.halved = self.parts * 2, True
+        self.context.log(stage="train", note=f"out of memory: steps are computed in {self.parts} parts from now on")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self._gradients_in_parts(batch)
+
     def _gradients(self, batch: Batch) -> float:
         self.optimiser.zero_grad(set_to_none=True)
         device = self.context.device
         targets = max(int((batch.levels >= -1).sum()), 1)
         edges = np.linspace(0, len(batch), min(self.parts, len(batch)) + 1).astype(int)
         total = torch.zeros((), device=device)
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
-            part = batch.part(int(first), int(last)) if len(edges) > 2 else batch
+        for first, last in pairwise(edges.tolist()):
+            part = batch.part(first, last) if len(edges) > 2 else batch
             with torch.autocast(device, torch.bfloat16, enabled=self.config.bf16):
                 loss = self.loss_of(part.to(device)) / targets
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,179 @@
+"""Training examples of LC-Rec's tasks, built for a whole epoch at a time from ragged token sequences.
+
+Six tasks (Zheng et al., ICDE 2024, arXiv 2311.09049, section 3.3): the next item's code from codes (sequence), code
+from text and text from code, the next item across the two (fusion), code from a query (search), and a text of what a
+user likes (preference). Deviation: the paper has GPT-3.5 write queries and preferences; here a query is words of the
+item's own text, and a preference is the commonest categories (or title words) of the user's training items.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from genrec_bench.datasets.interactions import Histories
+from genrec_bench.methods.language import prompts
+from genrec_bench.methods.language.codes import ItemTokens, training_prefixes, training_windows
+from genrec_bench.methods.language.prompts import Wording
+from genrec_bench.methods.language.sequences import TEXT, TokenSequences, join, stack
+
+Task = Literal["sequence", "item_to_code", "code_to_item", "fusion", "search", "preference"]
+
+PREFERENCE_TERMS = 5  # terms of a preference text
+QUERY_SHARE = 0.5  # words of an item's text that make a query
+
+
+class Wordings:
+    """The wordings of one task as tokens."""
+
+    def __init__(
+        self, encode: Callable[[Sequence[str]], list[list[int]]], start: list[int], wordings: Sequence[Wording]
+    ):
+        self.before = TokenSequences.of([start + row for row in encode([before for before, _ in wordings])])
+        self.after = TokenSequences.of(encode([after for _, after in wordings]))
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def ask(self, given: TokenSequences, which: np.ndarray) -> TokenSequences:
+        """Row b's input in wording ``which[b]``."""
+        return join(self.before.select(which), given, self.after.select(which))
+
+
+@dataclass(eq=False)
+class ExampleWriter:
+    """Writes the examples of each task. ``items`` are codes in vocabulary ids; texts are those of the item table."""
+
+    tokenizer: Any
+    table: pd.DataFrame  # (N, 4), as in InteractionData
+    items: ItemTokens
+    max_history: int
+    max_text: int  # tokens of one item's text
+    cap: int  # examples of each text task an epoch
+
+    def __post_init__(self) -> None:
+        bos = self.tokenizer.bos_token_id
+        self.start = [] if bos is None else [bos]
+        self.end = TokenSequences.of([[self.tokenizer.eos_token_id]], TEXT)
+        self.separator = TokenSequences.of(self.encode([", "]))
+        titles = self.table["title"].to_numpy(dtype=str)
+        categories = self.table["categories"].to_numpy(dtype=str)
+        details = [f"{title} ; {kinds.replace('|', ', ')}" for title, kinds in zip(titles, categories, strict=True)]
+        self.titles = TokenSequences.of(self.encode(titles.tolist()), TEXT).cut(self.max_text)
+        self.details = TokenSequences.of(self.encode(details), TEXT).cut(self.max_text)
+        self.terms = [
+            kinds.split("|") if kinds else title.split() for title, kinds in zip(titles, categories, strict=True)
+        ]
+
+        def worded(wordings: Sequence[Wording]) -> Wordings:
+            return Wordings(self.encode, self.start, wordings)
+
+        self.sequence, self.open_sequence = worded(prompts.SEQUENCE), worded(prompts.OPEN_SEQUENCE)
+        self.to_code, self.to_item = worded(prompts.ITEM_TO_CODE), worded(prompts.CODE_TO_ITEM)
+        self.titles_to_code, self.codes_to_title = worded(prompts.TITLES_TO_CODE), worded(prompts.CODES_TO_TITLE)
+        self.search, self.preference = worded(prompts.SEARCH), worded(prompts.PREFERENCE)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Vocabulary ids of each text, nothing added around it."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def prompt(self, histories: Histories, open_end: bool) -> TokenSequences:
+        """What is asked at test: wording 0."""
+        which = np.zeros(len(histories), dtype=np.int64)
+        return (self.open_sequence if open_end else self.sequence).ask(self._codes(histories), which)
+
+    def epoch(
+        self, sequences: Histories, tasks: Sequence[Task], open_end: bool, rng: np.random.Generator
+    ) -> TokenSequences:
+        """Every example of an epoch. ``open_end``: the sequence task learns all items of a history in one example."""
+        parts = [self.sequences(sequences, open_end, rng)] if "sequence" in tasks else []
+        for task, write in (
+            ("item_to_code", self.items_to_codes), ("code_to_item", self.codes_to_items), ("search", self.queries),
+        ):  # fmt: skip
+            if task in tasks:
+                chosen = rng.permutation(len(self.table))[: self.cap]
+                parts.append(write(chosen, rng))
+        for task, crossed in (("fusion", self.fusion), ("preference", self.preferences)):
+            if task in tasks:
+                rows = training_prefixes(sequences, self.max_history)
+                parts.append(crossed(rows.select(rng.permutation(len(rows))[: self.cap]), rng))
+        return stack(*parts)
+
+    def sequences(self, sequences: Histories, open_end: bool, rng: np.random.Generator) -> TokenSequences:
+        """Sequential recommendation: codes to code."""
+        if open_end:
+            rows = training_windows(sequences, self.max_history, rng)
+            which = rng.integers(0, len(self.open_sequence), len(rows))
+            return self.open_sequence.ask(self.items.histories(rows, learn=True, separator=self.separator), which)
+        rows = training_prefixes(sequences, self.max_history)
+        which = rng.integers(0, len(self.sequence), len(rows))
+        asked = self.sequence.ask(self._codes(rows.without_last(1)), which)
+        return join(asked, self.items.learned.select(rows.last(1).items))
+
+    def items_to_codes(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """An item's text to its code."""
+        which = rng.integers(0, len(self.to_code), len(items))
+        return join(self.to_code.ask(self._text(items, rng).given(), which), self.items.learned.select(items))
+
+    def codes_to_items(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """An item's code to its text."""
+        which = rng.integers(0, len(self.to_item), len(items))
+        return join(self.to_item.ask(self.items.read.select(items), which), self._text(items, rng), self._ends(items))
+
+    def queries(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """Some words of an item's text, in any order, to its code."""
+        texts = self.details.select(items).given()
+        row = np.repeat(np.arange(len(items)), texts.lengths)
+        kept = rng.random(len(row)) < QUERY_SHARE
+        kept[texts.offsets[:-1][texts.lengths > 0]] = True  # at least one word
+        order = np.lexsort((rng.random(len(row)), row))
+        order = order[kept[order]]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(row[order], minlength=len(items)))]).astype(np.int64)
+        query = TokenSequences(offsets, texts.tokens[order], texts.levels[order])
+        which = rng.integers(0, len(self.search), len(items))
+        return join(self.search.ask(query, which), self.items.learned.select(items))
+
+    def fusion(self, rows: Histories, rng: np.random.Generator) -> TokenSequences:
+        """The next item across the two languages: titles to code for half of the rows, codes to title for the rest."""
+        half = len(rows) // 2
+        first, second = rows.select(slice(0, half)), rows.select(slice(half, None))
+        known = first.without_last(1)
+        pieces = self.titles.given().select(known.items)
+        named = join(pieces, self._repeat(self.separator, len(pieces))).grouped(known.offsets)
+        asked = self.titles_to_code.ask(named, rng.integers(0, len(self.titles_to_code), len(first)))
+        to_code = join(asked, self.items.learned.select(first.last(1).items))
+        asked = self.codes_to_title.ask(
+            self._codes(second.without_last(1)), rng.integers(0, len(self.codes_to_title), len(second))
+        )
+        targets = second.last(1).items
+        return stack(to_code, join(asked, self.titles.select(targets), self._ends(targets)))
+
+    def preferences(self, rows: Histories, rng: np.random.Generator) -> TokenSequences:
+        """A history to the commonest terms of its items."""
+        known = rows.without_last(1)
+        texts = []
+        for b in range(len(known)):
+            counts = Counter(term for item in known.row(b) for term in self.terms[item])
+            texts.append(", ".join(term for term, _ in counts.most_common(PREFERENCE_TERMS)))
+        answers = TokenSequences.of(self.encode(texts), TEXT).cut(self.max_text)
+        asked = self.preference.ask(self._codes(known), rng.integers(0, len(self.preference), len(known)))
+        return join(asked, answers, self._ends(known.users))
+
+    def _codes(self, rows: Histories) -> TokenSequences:
+        return self.items.histories(rows, separator=self.separator)
+
+    def _text(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """Title alone or with categories, at random."""
+        both = stack(self.titles, self.details)
+        return both.select(items + len(self.titles) * rng.integers(0, 2, len(items)))
+
+    def _ends(self, rows: np.ndarray) -> TokenSequences:
+        return self._repeat(self.end, len(rows))
+
+    @staticmethod
+    def _repeat(one: TokenSequences, count: int) -> TokenSequences:
+        return one.select(np.zeros(count, dtype=np.int64))
