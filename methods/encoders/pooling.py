@@ -17,11 +17,10 @@ from torch.nn import functional
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.language import sources
-from genrec_bench.methods.language.sources import ModelSource
+from genrec_bench.methods.language.sources import ModelSource, quietly
 
 MAX_TOKENS = 512
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}  # 2048 fits a core's cache: 1024 to 8192 differ by 15 percent
-FLOAT32_BYTES = 2_000_000_000  # weights on disk up to which a GPU has memory and time enough to stay exact
 
 
 def pooled_vectors(texts: Sequence[str], source: ModelSource, device: str = "cpu") -> np.ndarray:
@@ -35,8 +34,9 @@ def pooled_vectors(texts: Sequence[str], source: ModelSource, device: str = "cpu
     name, kind = sources.architecture(source.folder)
     head = SentenceHead.read(source.folder) if kind != "causal" else SentenceHead()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
-        model = _load(source.folder, kind, device)
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+            model = _load(source.folder, kind, device)
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(f"{source.folder}: {name} cannot be loaded as a text encoder: {first_line}") from error
@@ -44,12 +44,6 @@ def pooled_vectors(texts: Sequence[str], source: ModelSource, device: str = "cpu
     token_ids = tokenizer(list(texts), truncation=True, max_length=limit, padding=False)["input_ids"]
     dropped = tokenizer.bos_token_id if kind == "causal" else None
     return encode(model, token_ids, device, head, dropped)
-
-
-def precision(folder: Path, device: str) -> str:
-    """The dtype a folder's model runs in on ``device``; part of what determines the vectors."""
-    size = sum(path.stat().st_size for path in sources.weights_files(folder))
-    return "bfloat16" if torch.device(device).type == "cuda" and size > FLOAT32_BYTES else "float32"
 
 
 @torch.inference_mode()
@@ -168,7 +162,7 @@ def _load(folder: Path, kind: sources.Kind, device: str) -> torch.nn.Module:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     encoder_only = kind != "causal" and getattr(config, "is_encoder_decoder", False)
     auto = AutoModelForTextEncoding if encoder_only else AutoModel
-    dtype = getattr(torch, precision(folder, device))
+    dtype = getattr(torch, sources.precision(folder, device))
     model: torch.nn.Module = auto.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True)
     return model.to(device).eval()
 

@@ -44,7 +44,7 @@ def text_vectors(items: pd.DataFrame, source: str, context: Context) -> np.ndarr
             return pooling.pooled_vectors(texts, model, context.device)
 
         # the name by which a model was asked for says nothing of its content
-        key |= {"source": "model", **model.identity, "precision": _precision(model, context.device)}
+        key |= {"source": "model", **model.identity, "precision": sources.precision(model.folder, context.device)}
 
     def write(folder: Path) -> None:
         vectors = build([text for text in texts if text])
@@ -122,9 +122,3 @@ def _model(source: str, context: Context) -> ModelSource:
     from genrec_bench.methods.language import gguf_model
 
     return gguf_model.smollm2()
-
-
-def _precision(model: ModelSource, device: str) -> str:
-    from genrec_bench.methods.encoders import pooling
-
-    return pooling.precision(model.folder, device)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ INSTALL = "pip install 'genrec-bench[language]'"
 # What the hub is asked for first; pickled weights follow only where a repository has no safetensors.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+FLOAT32_BYTES = 2_000_000_000  # weights on disk up to which a GPU has memory and time enough to stay exact
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -120,7 +122,7 @@ def check_folder(folder: Path) -> None:
                 raise InputError(f"{folder} is not whole: {index.name} names {shard}, which is missing")
     for path in weights:
         if path.suffix == ".safetensors":
-            _check_safetensors(path)
+            check_safetensors(path)
 
 
 def model_config(folder: Path) -> dict[str, Any]:
@@ -156,6 +158,28 @@ def architecture(folder: Path) -> tuple[str, Kind]:
     return name, "encoder"
 
 
+def precision(folder: Path, device: str) -> str:
+    """The dtype a folder's model runs in on ``device``, unless somebody says otherwise."""
+    size = sum(path.stat().st_size for path in weights_files(folder))
+    return "bfloat16" if device.partition(":")[0] == "cuda" and size > FLOAT32_BYTES else "float32"
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bars and no warnings of transformers inside: a person sees our own lines only."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _from_hub(hub_id: str) -> ModelSource:
     """A complete local copy is used as it is: a run must not change because the hub's has."""
     require("huggingface_hub")
@@ -188,11 +212,12 @@ def _snapshot(hub_id: str, local: bool) -> Path:
     return folder
 
 
-def _check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> None:
+    """InputError naming the file unless it is whole: its header is read and compared with its length."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy"):  # reads the header and compares it with the file's length
+        with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}. Fetch or write it again") from error

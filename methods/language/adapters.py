@@ -1,0 +1,117 @@
+"""What of a language model is trained: everything, or LoRA (Hu et al. 2022, arXiv 2106.09685) and the new tokens' rows.
+
+Adapters are written as PEFT writes them (safetensors): ``PeftModel.from_pretrained`` reads them, once the model has
+rows for the tokenizer that lies beside them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.base import MethodConfig, Rate
+from genrec_bench.methods.language import sources
+from genrec_bench.methods.language.backbone import Backbone
+
+TASKS = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+
+
+class LoraSettings(MethodConfig):
+    """LC-Rec's and LETTER's values; ``targets`` are module names, or every linear layer but the output's."""
+
+    r: PositiveInt = 8
+    alpha: PositiveFloat = 32.0
+    dropout: Rate = 0.05
+    targets: tuple[str, ...] | None = None
+
+
+def adapt(
+    backbone: Backbone,
+    lora: LoraSettings | None,
+    trainable_rows: Sequence[Tensor] = (),
+    gradient_checkpointing: bool = False,
+) -> None:
+    """Make ``backbone.model`` trainable in place: wholly with ``lora=None``, else adapters and ``trainable_rows``.
+
+    ``trainable_rows`` are token numbers, as `vocabulary.add_code_tokens` returns them: their rows of the embedding and
+    of the output layer learn, all others stay. Raises InputError for a target that the model does not have.
+    """
+    if lora is None:
+        backbone.model.requires_grad_(True)
+    else:
+        backbone.model = _with_adapters(backbone, lora, trainable_rows)
+    if gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.model.config.use_cache = False  # a cache of keys would need what is not kept
+
+
+def save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Write adapters, new rows and tokenizer to ``folder``."""
+    model = backbone.model
+    model.peft_config["default"].base_model_name_or_path = backbone.identity.get("model", "")
+    # "auto" would ask the hub for the model's first vocabulary, and store all rows instead of the new ones
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    backbone.tokenizer.save_pretrained(folder)
+
+
+def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> None:
+    """Put what `save_adapter` wrote on the model it was made from; the model gets rows for the folder's tokens.
+
+    Raises InputError for a folder that holds no adapter, or one of another model.
+    """
+    sources.require("transformers", "peft")
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder} holds no adapter: adapter_config.json is missing")
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{folder} holds no adapter: {weights.name} is missing")
+    sources.check_safetensors(weights)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    rows = backbone.model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    try:
+        backbone.model = PeftModel.from_pretrained(backbone.model, folder, is_trainable=trainable).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise InputError(f"The adapter in {folder} is not one of this model: {first_line}") from error
+    backbone.tokenizer = tokenizer
+
+
+def _with_adapters(backbone: Backbone, lora: LoraSettings, trainable_rows: Sequence[Tensor]) -> Any:
+    sources.require("peft")
+    from peft import LoraConfig, get_peft_model
+
+    rows = sorted({int(row) for level in trainable_rows for row in level})
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a scale: PEFT divides it by r
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) if lora.targets else "all-linear",
+        trainable_token_indices=dict.fromkeys(_row_matrices(backbone.model), rows) if rows else None,
+        task_type=TASKS[backbone.kind],
+    )
+    try:
+        return get_peft_model(backbone.model, config)
+    except ValueError as error:
+        if lora.targets is None:
+            raise
+        modules = backbone.model.named_modules()
+        linear = sorted({name.rpartition(".")[2] for name, part in modules if isinstance(part, nn.Linear)})
+        raise InputError(
+            f"LoRA targets {', '.join(lora.targets)} are not in this model; its linear layers: {', '.join(linear)}"
+        ) from error
+
+
+def _row_matrices(model: Any) -> list[str]:
+    """Names of the modules that hold a row for each token: the embedding, and the output layer where it is not tied."""
+    names = {id(part): name for name, part in model.named_modules()}
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    modules = [embedding] if output is None or output.weight is embedding.weight else [embedding, output]
+    return [names[id(part)].rpartition(".")[2] for part in modules]

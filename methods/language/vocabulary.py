@@ -1,0 +1,120 @@
+"""What a language model can say: a vocabulary of words for tier tiny, and a token for each code of an item index."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.indexing.index import ItemIndex
+from genrec_bench.methods.language import sources
+
+if TYPE_CHECKING:
+    from genrec_bench.methods.language.backbone import Backbone
+
+SPECIAL = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+PAD, BOS, EOS, UNK = range(len(SPECIAL))
+MAX_WORDS = 8192
+# A run of letters, one digit, or one other visible character: ten digits are enough to write every number.
+WORD = r"[^\W\d_]+|\d|[^\w\s]|_"
+
+
+def word_tokenizer(texts: Sequence[str], max_words: int = MAX_WORDS) -> Any:
+    """A transformers tokenizer of lower-case words, digits and punctuation: the most frequent of ``texts``.
+
+    Numbers 0 to 3 are ``<pad>``, ``<s>``, ``</s>`` and ``<unk>``; nothing is added around a text. The same texts give
+    the same vocabulary, in whatever order they come.
+    """
+    sources.require("tokenizers", "transformers")
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    counts = Counter(word for text in texts for word in re.findall(WORD, text.lower()))
+    # digits always, so that any number can be written
+    always = [str(digit) for digit in range(10)]
+    frequent = [word for word, _ in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))]
+    words = list(dict.fromkeys([*SPECIAL.values(), *always, *frequent]))[: len(SPECIAL) + len(always) + max_words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=SPECIAL["unk"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    # in the tokenizers' own dialect \p{L} is what [^\W\d_] is in Python's
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\s]"), "removed", invert=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": text for name, text in SPECIAL.items()}
+    )
+
+
+def add_code_tokens(
+    backbone: "Backbone",
+    index: ItemIndex,
+    initialise: Literal["mean", "centroids"] = "mean",
+    vectors: np.ndarray | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Give the model one new token for each code of ``index``; returns the token number of each, (K_l,) int64 a level.
+
+    A new row of the embedding (and of the output layer, where that is another matrix) is the mean of the old rows plus
+    noise as wide as the model's own initial weights; with ``initialise="centroids"`` the noise is the mean of
+    ``vectors`` (N, d) over the code's items, randomly projected: items alike in text start alike. Old rows stay as they
+    are. Raises InputError for a code's name that is a word of the model already, or is not read back as one token.
+    """
+    from tokenizers import AddedToken
+
+    tokenizer, model = backbone.tokenizer, backbone.model
+    taken = tokenizer.get_vocab()
+    if known := [name for name in index.vocabulary if name in taken]:
+        raise InputError(f"Item index: code token '{known[0]}' is already in the model's vocabulary: rename it")
+    # special, or the lower-casing of tier tiny and a space before the code would change it
+    tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in index.vocabulary])
+    numbers = torch.tensor(tokenizer.convert_tokens_to_ids(list(index.vocabulary)), dtype=torch.int64)
+    _check_read_back(tokenizer, index, numbers)
+    old_rows = torch.tensor(sorted(taken.values()))
+    if int(numbers.max()) >= model.get_input_embeddings().weight.shape[0]:  # some models have rows to spare
+        model.resize_token_embeddings(int(numbers.max()) + 1, mean_resizing=False)
+    # T5's embedding starts 50 times wider than others', and says so by another name
+    scale = getattr(model.config, "initializer_range", None) or getattr(model.config, "initializer_factor", None)
+    offsets = (scale or 0.02) * _offsets(index, initialise, vectors, backbone.hidden_size, seed)
+    matrices = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
+    done: set[int] = set()
+    for weight in matrices:
+        if weight.data_ptr() not in done:  # tied matrices are one
+            done.add(weight.data_ptr())
+            with torch.no_grad():
+                rows = weight[old_rows[old_rows < len(weight)].to(weight.device)].float().mean(0).cpu() + offsets
+                weight[numbers.to(weight.device)] = rows.to(weight)
+    return [numbers[torch.from_numpy(of_level)] for of_level in index.token_numbers]
+
+
+def _check_read_back(tokenizer: Any, index: ItemIndex, numbers: Tensor) -> None:
+    """Each item's code, written without separators, must come back as its tokens: names may overlap in a bad index."""
+    items = np.unique(index.groups, return_index=True)[1]  # one of each code
+    texts = ["".join(index.strings(item)) for item in items]
+    read = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for item, text, found in zip(items, texts, read, strict=True):
+        row = index.item_tokens[item]
+        if found != numbers[torch.from_numpy(row[row >= 0])].tolist():
+            raise InputError(f"Item index: the code '{text}' of item {item} is not read back as its own tokens")
+
+
+def _offsets(index: ItemIndex, initialise: str, vectors: np.ndarray | None, dim: int, seed: int) -> Tensor:
+    """What tells new rows apart, (tokens, dim) float32 of unit variance."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(index.vocabulary), dim, generator=generator)
+    if initialise == "mean":
+        return noise
+    if initialise != "centroids" or vectors is None or len(vectors) != index.num_items:
+        raise InputError("Code tokens start as 'mean', or as 'centroids' of vectors with one row an item")
+    features = torch.from_numpy(np.asarray(vectors, dtype=np.float32))
+    features = features - features.mean(0)
+    tokens = torch.from_numpy(index.item_tokens)  # (N, L)
+    item, level = (tokens >= 0).nonzero(as_tuple=True)
+    token = tokens[item, level]
+    sums = torch.zeros(len(noise), features.shape[1]).index_add_(0, token, features[item])
+    counts = torch.bincount(token, minlength=len(noise))
+    projected = sums / counts.clamp_min(1)[:, None] @ torch.randn(features.shape[1], dim, generator=generator)
+    length = projected.norm(dim=1, keepdim=True) / dim**0.5
+    # a code without items, or whose items cancel out, has no direction
+    return torch.where(length > 1e-6, projected / length.clamp_min(1e-6), noise)
