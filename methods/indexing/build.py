@@ -182,8 +182,8 @@ def _from_quantised(quantised: Quantised, config: IndexConfig) -> tuple[ItemInde
     codes = quantised.codes
     if config.policy == "sinkhorn":
         codes = sinkhorn_repair(quantised, config.sinkhorn_epsilon)
-        if config.separate_identical:
-            codes = separate(codes, quantised.residuals, quantised.codebook)
+    if config.policy == "nearest" or (config.policy == "sinkhorn" and config.separate_identical):
+        codes = separate(codes, quantised.residuals, quantised.codebook)
     index = ItemIndex(codes, level_tokens((config.codes,) * config.levels))
     if config.policy == "counter":
         index = with_counter(index)

@@ -48,8 +48,9 @@ def used_only(index: ItemIndex) -> ItemIndex:
 def sinkhorn_repair(quantised: Quantised, epsilon: float, rounds: int = ROUNDS) -> np.ndarray:
     """Codes (N, L) int32 after re-assigning the last level of colliding items (LC-Rec, ``generate_indices.py``).
 
-    In each round, the items of one code share the last level's codes evenly among them, by optimal transport. Items
-    with the same residual cannot be parted this way and stay.
+    In each round, the items of one code share the last level's codes evenly among them, by optimal transport. Each gets
+    one of its share, the one that others would mind most, which is seldom a near one. Items with the same residual
+    cannot be parted this way and stay.
     """
     codes = quantised.codes.copy()
     stuck: set[tuple[int, ...]] = set()

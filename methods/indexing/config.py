@@ -29,8 +29,10 @@ class IndexConfig(BaseModel):
     vectors: str = "tfidf_svd"  # text vectors: tfidf_svd, minilm, backbone, a hub id or a folder
     levels: Annotated[int, Field(ge=1, le=8)] = 4  # tokens of a code, a counter level not included
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # a level; hierarchical: at most, see `branching`
-    collisions: Literal["keep", "sinkhorn", "counter"] | None = None  # None: sinkhorn for quantisers, keep for files
-    separate_identical: bool = True  # sinkhorn: what it cannot part (same vector) moves to the nearest free last code
+    # None: sinkhorn for quantisers (LC-Rec, LETTER), keep for files; nearest: the nearest free code of the last level,
+    # whose vectors are far closer to the items' (docs/item_indices.md)
+    collisions: Literal["keep", "sinkhorn", "nearest", "counter"] | None = None
+    separate_identical: bool = True  # sinkhorn: items that it cannot part (same vector) move to the nearest free code
     vocabulary: Literal["full", "used"] = "full"  # used: only codes that some item has (the released code's way)
     seed: NonNegativeInt = 0  # of the index: every seed of a method shares one, as with published index files
     standardise: bool = True  # hierarchical: unit variance per dimension, then unit length (EAGER-LLM)
@@ -66,7 +68,7 @@ class IndexConfig(BaseModel):
             raise ValueError("path is for builder=file, which needs one")
         if self.clusters > self.cluster_limit:  # siblings would share tokens, see `collaborative`
             raise ValueError(f"clusters={self.clusters} must not exceed cluster_limit={self.cluster_limit}")
-        allowed = {"file": ("keep", "counter"), **dict.fromkeys(QUANTISERS, ("keep", "sinkhorn", "counter"))}
+        allowed = {"file": ("keep", "counter"), **dict.fromkeys(QUANTISERS, ("keep", "sinkhorn", "nearest", "counter"))}
         choices = allowed.get(self.builder, ())
         if self.collisions is not None and self.collisions not in choices:
             rule = f"choose from {', '.join(choices)}" if choices else "its codes never collide: leave it out"

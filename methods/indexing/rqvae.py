@@ -89,8 +89,11 @@ def rqvae_codes(
     """Train on text ``vectors`` (N, d) and code them; with ``behaviour`` (N, config.dim), LETTER's losses are added.
 
     Resumes from ``checkpoint``; data order and every draw depend on (seed, epoch) alone, so a resumed run equals an
-    undisturbed one. Raises FloatingPointError where the loss is not finite, naming the step.
+    undisturbed one. Raises ValueError for a vector that is not finite, FloatingPointError where the loss is not, naming
+    the step.
     """
+    if not (finite := np.isfinite(vectors).all(1)).all():
+        raise ValueError(f"The {config.builder} index: the vector of item {int((~finite).argmax())} is not finite")
     scaled = torch.from_numpy(np.array(vectors, dtype=np.float32))
     scaled = (scaled / scaled.square().mean().sqrt().clamp_min(1e-12)).to(device)
     aligned = None if behaviour is None else torch.from_numpy(np.array(behaviour, dtype=np.float32)).to(device)
@@ -149,17 +152,17 @@ def _epoch(
             losses["diversity"] = config.beta * diversity_loss(chosen, codes, model.codebooks, groups, generator)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
-            parts = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+            parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
             raise FloatingPointError(
                 f"The {config.builder} index: loss is not finite at step {step + 1} of epoch {epoch + 1} ({parts}); "
-                "a lower learning_rate may help, or the item vectors hold values that are not finite"
+                "a lower learning_rate may help"
             )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         used[torch.arange(used.shape[0]), codes.cpu()] = True
         for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) / len(batches)
+            totals[name] = totals.get(name, 0.0) + value.item() / len(batches)
     _revive(model, used, residuals.detach(), generator)
     return totals
 
