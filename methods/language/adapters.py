@@ -44,8 +44,15 @@ def adapt(
     else:
         backbone.model = _with_adapters(backbone, lora, trainable_rows)
     if gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-        backbone.model.config.use_cache = False  # a cache of keys would need what is not kept
+        switch_on_checkpointing(backbone.model)
+
+
+def switch_on_checkpointing(model: Any) -> None:
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    # older versions of transformers have the second name only
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.config.use_cache = False  # a cache of keys would need what is not kept
 
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:

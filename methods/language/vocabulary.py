@@ -1,6 +1,5 @@
 """What a language model can say: a vocabulary of words for tier tiny, and a token for each code of an item index."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 SPECIAL = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 PAD, BOS, EOS, UNK = range(len(SPECIAL))
 MAX_WORDS = 8192
-# A run of letters, one digit, or one other visible character: ten digits are enough to write every number.
-WORD = r"[^\W\d_]+|\d|[^\w\s]|_"
+# A run of letters, one digit, or one other visible character, in the dialect of the tokenizers library.
+WORD = r"\p{L}+|\p{N}|\S"
 
 
 def word_tokenizer(texts: Sequence[str], max_words: int = MAX_WORDS) -> Any:
@@ -33,15 +32,14 @@ def word_tokenizer(texts: Sequence[str], max_words: int = MAX_WORDS) -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    counts = Counter(word for text in texts for word in re.findall(WORD, text.lower()))
-    # digits always, so that any number can be written
-    always = [str(digit) for digit in range(10)]
-    frequent = [word for word, _ in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))]
-    words = list(dict.fromkeys([*SPECIAL.values(), *always, *frequent]))[: len(SPECIAL) + len(always) + max_words]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=SPECIAL["unk"]))
-    tokenizer.normalizer = normalizers.Lowercase()
-    # in the tokenizers' own dialect \p{L} is what [^\W\d_] is in Python's
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\s]"), "removed", invert=True)
+    lower, split = normalizers.Lowercase(), pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
+    counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(lower.normalize_str(text)))
+    digits = [str(digit) for digit in range(10)]  # always there, so that any number can be written
+    by_frequency = [word for word, _ in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))]
+    frequent = [word for word in by_frequency if word not in {*digits, *SPECIAL.values()}][:max_words]
+    numbers = {word: number for number, word in enumerate([*SPECIAL.values(), *digits, *frequent])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=SPECIAL["unk"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **{f"{name}_token": text for name, text in SPECIAL.items()}
     )
