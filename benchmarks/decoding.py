@@ -8,7 +8,7 @@ publishes it, one list of names like ``<a_183>`` an item) where the file is ther
 otherwise; histories are of 20 items, or with ``--ragged`` of the lengths in ``--interactions`` (at most 20). The rivals
 take turns and the medians of ``--repeats`` turns count. "differ" counts users whose ordered list of codes is not that
 of ``generate`` with the callback. "peak" is memory beyond what was held before the call: on the CPU the process's,
-read every few milliseconds in a turn of its own. The floor is one forward over prompt and beams' tokens, no search.
+read every few milliseconds in the first turn, which is not timed. The floor is one forward over prompt and beams' tokens, no search.
 """
 
 import argparse
@@ -231,13 +231,13 @@ def seconds(rival: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def peak_mib(rival: Callable[[], Any], device: torch.device) -> float:
-    """Memory that one call takes beyond what is held before it."""
+def with_peak(rival: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
+    """What a call answers, and the MiB that it takes beyond what is held before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        rival()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        found = rival()
+        return found, (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed must not hide what this one takes
     process, done = psutil.Process(), threading.Event()
     before = most = process.memory_info().rss
@@ -249,10 +249,10 @@ def peak_mib(rival: Callable[[], Any], device: torch.device) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    rival()
+    found = rival()
     done.set()
     watcher.join()
-    return (most - before) / 2**20
+    return found, (most - before) / 2**20
 
 
 def compare(problem: Problem, repeats: int, ragged: bool) -> list[list[Any]]:
@@ -268,24 +268,24 @@ def compare(problem: Problem, repeats: int, ragged: bool) -> list[list[Any]]:
     if ragged:
         rivals["ours, decode() by length"] = problem.grouped
     device = problem.trie.device
-    found = {name: rival() for name, rival in rivals.items()}  # also warms up
+    found = {name: with_peak(rival, device) for name, rival in rivals.items()}  # also warms up
     spent: dict[str, list[float]] = {name: [] for name in rivals}
     problem.checked = False
     for _ in range(repeats):
         for name, rival in rivals.items():
             spent[name].append(seconds(rival, device))
     real = {tuple(code) for code in problem.index.codes.tolist()}
-    reference = found[CALLBACK][0]
+    reference = found[CALLBACK][0][0]
     took = {name: median(of) for name, of in spent.items()}
     rows = []
-    for name, (codes, scores) in found.items():
+    for name, ((codes, scores), peak) in found.items():
         row = [name, len(problem.histories) / took[name], 1e3 * took[name] / LEVELS]
         row += [took[CALLBACK] / took[name], took[name] / took["floor"]]
         if len(codes):
             there = scores > -1e8
             valid = np.array([[tuple(code) in real for code in row] for row in codes.tolist()])
             row += [100 * float((there & ~valid).mean()), 100 * float((~there).mean())]
-            row += [int((codes != reference).any((1, 2)).sum()), peak_mib(rivals[name], device)]
+            row += [int((codes != reference).any((1, 2)).sum()), peak]
         rows.append(row)
     return rows
 

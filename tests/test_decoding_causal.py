@@ -190,3 +190,9 @@ def test_the_best_items_are_those_of_teacher_forcing():
         items, _ = rank_items(beams, trie, 10)
         expected = torch.tensor(exact_lists(scores, index, 10))
         torch.testing.assert_close(scores.gather(1, items), scores.gather(1, expected), atol=1e-4, rtol=1e-5)
+
+
+def test_training_mode_is_refused():
+    _, trie, ids, vocabulary, prompt = problem()
+    with pytest.raises(ValueError, match="eval"):
+        beam_search(CausalTokens(tiny_llama(vocabulary).train()), prompt, trie, ids, 6)

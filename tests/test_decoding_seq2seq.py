@@ -113,3 +113,9 @@ def test_adapters_stay_active():
 def test_other_families_are_refused():
     with pytest.raises(ValueError, match="T5 family"):
         Seq2SeqTokens(tiny_llama(20))
+
+
+def test_training_mode_is_refused():
+    _, trie, ids, vocabulary, prompt = problem()
+    with pytest.raises(ValueError, match="eval"):
+        beam_search(Seq2SeqTokens(tiny_t5(vocabulary).train()), prompt, trie, ids, 6)

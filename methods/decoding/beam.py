@@ -81,9 +81,10 @@ def beam_search(
 ) -> Beams:
     """The ``width`` best codes of each prompt's row, by the sum of their tokens' log-probabilities.
 
-    ``token_ids``: per level (K_l,) vocabulary ids of the codes; ``end_id``: id that ends a shorter code. ``normalise``:
-    see `candidate_log_probs`. ``restriction``: see `restrict`, rows as in the prompt. ``rows`` (B,): row numbers for
-    the hook, default 0..B-1. Probabilities are normalised before a restriction drops candidates.
+    ``trie`` lies on the model's device. ``token_ids``: per level (K_l,) vocabulary ids of the codes; ``end_id``: id
+    that ends a shorter code. ``normalise``: see `candidate_log_probs`. ``restriction``: see `restrict`, rows as in the
+    prompt. ``rows`` (B,): row numbers for the hook, default 0..B-1. Probabilities are normalised before a restriction
+    drops candidates.
     """
     tokens = CodeTokens(trie, token_ids, end_id, trie.device)
     last_level = trie.num_levels - 1

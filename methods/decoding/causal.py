@@ -46,6 +46,8 @@ class CausalTokens:
         """See `TokenModel.start`. Raises ValueError where sliding-window attention would cut the prompt."""
         from genrec_bench.methods.decoding.hf_cache import tree_cache
 
+        if self.body.training:
+            raise ValueError("The model is in training mode, where dropout would blur the scores: call eval() first")
         self._weight, self._bias = head_weight(self.head)  # an adapter may have learned since
         given = prompt.tokens if prompt.embeddings is None else prompt.embeddings
         assert given is not None

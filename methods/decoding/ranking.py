@@ -54,7 +54,7 @@ def decode(
     width: int = 20,
     pad_id: int = 0,
     end_id: int | None = None,
-    token_budget: int = 32_768,
+    token_budget: int = 16_384,
     normalise: Normalise = "vocabulary",
     exclude: Histories | None = None,
     allowed: Histories | None = None,

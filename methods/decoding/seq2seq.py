@@ -46,6 +46,8 @@ class Seq2SeqTokens:
 
     def start(self, prompt: Prompt, room: int) -> tuple[Tensor, _State]:
         """See `TokenModel.start`; the tree hangs below the decoder's start token."""
+        if self.decoder.training:
+            raise ValueError("The model is in training mode, where dropout would blur the scores: call eval() first")
         self._weight, self._bias = head_weight(self.head)
         device, dtype = self._weight.device, self._weight.dtype
         mask = None if prompt.mask is None else prompt.mask.to(device)

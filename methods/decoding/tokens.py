@@ -11,7 +11,7 @@ from genrec_bench.methods.decoding.trie import END, ItemTrie
 
 Normalise = Literal["vocabulary", "level", "trie"]
 
-FULL_LOGITS = 2**26  # numbers of full-vocabulary logits held at a time: 256 MB in float32
+FULL_LOGITS = 2**24  # full-vocabulary logits held at a time: 64 MB in float32, and as much again for their exponentials
 
 
 @dataclass(frozen=True)
