@@ -6,11 +6,13 @@ import sys
 from importlib import metadata
 
 from genrec_bench.datasets.store import home, list_prepared
+from genrec_bench.methods.language.sources import installed_wheels
 
 CORE = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "pydantic", "typer", "rich", "tabulate")
 OPTIONAL = {
     "transformers": ("language", "methods on language models"),
     "peft": ("language", "LoRA adapters"),
+    "gguf": ("language", "SmolLM2, the language model of tier base"),
     "dgl": ("graph", "faster graph propagation on CPU (Python 3.11)"),
     "ray": ("ray", "runs over many GPUs and machines"),
     "optuna": ("ray", "hyper-parameter search"),
@@ -32,6 +34,10 @@ def diagnose() -> str:
         version = _version(name)
         missing = f"missing: {use}; pip install 'genrec-bench[{extra}]'"
         lines.append(f"  {name} {version}" if version else f"  {name} {missing}")
+    lines += [
+        f"  model {name} ({wheel.hub_id}) {'ready' if there else f'missing: {wheel.use}; {wheel.install}'}"
+        for name, wheel, there in installed_wheels()
+    ]
     prepared = list_prepared()
     lines.append(f"data sets ready: {', '.join(prepared) if prepared else 'none'}")
     return "\n".join(lines)

