@@ -8,7 +8,8 @@ publishes it, one list of names like ``<a_183>`` an item) where the file is ther
 otherwise; histories are of 20 items, or with ``--ragged`` of the lengths in ``--interactions`` (at most 20). The rivals
 take turns and the medians of ``--repeats`` turns count. "differ" counts users whose ordered list of codes is not that
 of ``generate`` with the callback. "peak" is memory beyond what was held before the call: on the CPU the process's,
-read every few milliseconds in the first turn, which is not timed. The floor is one forward over prompt and beams' tokens, no search.
+read every few milliseconds in the first turn, which is not timed. The floor is one forward over prompt and beams'
+tokens, no search.
 """
 
 import argparse

@@ -90,14 +90,12 @@ def candidate_log_probs(
     places = tokens.places(level, codes)
     if normalise == "vocabulary":
         logits, total = _full_logits(model, hidden, tokens.levels[level][places])
-    else:
-        of_level = model.logits(hidden, tokens.levels[level]).float()
-        logits = of_level.gather(-1, places)
-        total = None if normalise == "trie" else of_level.logsumexp(-1, keepdim=True)
+        return logits.masked_fill(~real, -torch.inf).sub_(total), logits
+    of_level = model.logits(hidden, tokens.levels[level]).float()
+    logits = of_level.gather(-1, places)
     scores = logits.masked_fill(~real, -torch.inf)
-    if total is None:
-        total = scores.logsumexp(-1, keepdim=True)
-        total = total.masked_fill(total == -torch.inf, 0.0)  # a dead beam; -inf minus -inf would be NaN
+    total = (scores if normalise == "trie" else of_level).logsumexp(-1, keepdim=True)
+    total = total.masked_fill(total == -torch.inf, 0.0)  # a dead beam; -inf minus -inf would be NaN
     return scores.sub_(total), logits
 
 
