@@ -373,6 +373,8 @@ def test_smollm2_answers(converted, home):
     backbone = load_backbone("base", kind="causal")
     assert (backbone.hidden_size, len(backbone.tokenizer)) == (576, 49152)
     assert backbone.model.num_parameters() == 134_515_008
+    pieces = backbone.tokenizer.tokenize("It costs  120 euros")
+    assert pieces == ["It", "Ġcosts", "ĠĠ", "1", "2", "0", "Ġeuros"]
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = backbone.tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
