@@ -200,6 +200,8 @@ def test_decode_restores_the_order_and_ignores_the_batches():
         assert not set(items[row].tolist()) & set(history.tolist())
     with pytest.raises(ValueError, match="Prompt 1 is empty"):
         decode(Bag(vocabulary), np.array([0, 2, 2]), tokens, trie, ids, 8, end_id=END_ID)
+    with pytest.raises(ValueError, match="23 rows of excluded or allowed items for 22 prompts"):
+        decode(Bag(vocabulary), offsets[:-1], tokens, trie, ids, 8, end_id=END_ID, exclude=seen)
 
 
 def test_decode_halves_a_batch_that_does_not_fit():

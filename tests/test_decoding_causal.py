@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_histories
 from decoding_reference import (
     END_ID,
     assert_same,
@@ -123,6 +124,26 @@ def test_a_row_does_not_depend_on_its_batch():
     alone = decode(model, offsets, tokens, trie, ids, 10, token_budget=1)
     assert np.array_equal(together[0], alone[0])
     np.testing.assert_allclose(together[1], alone[1], atol=1e-5)
+
+
+def test_decode_takes_embeddings_and_allowed_items():
+    """Embeddings are asked for a batch's padded tokens and row numbers; what is not allowed does not appear."""
+    _, trie, ids, vocabulary, _ = problem()
+    model = tiny_llama(vocabulary)
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 9, 7))])
+    tokens = rng.integers(5, vocabulary, offsets[-1])
+    allowed = make_histories([rng.choice(80, 12, replace=False).tolist() for _ in range(7)])
+
+    def embed(prompt, rows):
+        assert np.array_equal(prompt.tokens[:, -1].numpy(), tokens[offsets[rows + 1] - 1])
+        return model.get_input_embeddings()(prompt.tokens).detach()
+
+    options = {"width": 80, "token_budget": 600, "allowed": allowed}
+    plain = decode(CausalTokens(model), offsets, tokens, trie, ids, 15, **options)
+    again = decode(CausalTokens(model), offsets, tokens, trie, ids, 15, embed=embed, **options)
+    assert np.array_equal(plain[0], again[0])
+    assert [set(row[row >= 0].tolist()) for row in plain[0]] == [set(allowed.row(b).tolist()) for b in range(7)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

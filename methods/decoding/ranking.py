@@ -70,6 +70,9 @@ def decode(
     lengths = np.diff(offsets)
     if len(lengths) and lengths.min() < 1:
         raise ValueError(f"Prompt {int(lengths.argmin())} is empty")
+    for given in (exclude, allowed):
+        if given is not None and len(given) != len(lengths):
+            raise ValueError(f"{len(given)} rows of excluded or allowed items for {len(lengths)} prompts")
     items = np.full((len(lengths), k), -1, dtype=np.int64)
     scores = np.full((len(lengths), k), -np.inf, dtype=np.float32)
 

@@ -2,7 +2,7 @@
 
 Items are sorted by code, so the children of a node, the leaves below it and the items below it are contiguous ranges.
 Nodes are numbered per depth in code order; the children of node n of depth l are ``rows[l][n]`` up to, not including,
-``rows[l][n + 1]``. Nothing but range starts and codes is stored: 13 bytes a node and 4 an item, no table over a
+``rows[l][n + 1]``. Nothing but range starts and codes is stored: 12 bytes a node and 4 an item, no table over a
 vocabulary. (STATIC, the closest published design, adds dense tables for the first levels to save a search for the
 child; here a child needs no search, its number is its place in the range.)
 
