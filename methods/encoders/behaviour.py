@@ -31,7 +31,7 @@ from genrec_bench.methods.scoring import Scorer
 
 VERSION = 1  # of this stage: raise it when the same interactions and config give other vectors
 # Narrow models need less dropout and learn faster than the 64-wide ones that are ranked with. MovieLens-100K: likeliest
-# after 37 epochs, where the ranked model's values need over 60; Amazon Beauty: after 10. 4 minutes at most on one core.
+# after 37 epochs, where the ranked model's values need over 60; Amazon Beauty: after 10 (153 s, 248 s on a busy core).
 QUICK: dict[str, Any] = {"epochs": 60, "patience": 3, "learning_rate": 3e-3, "dropout": 0.2}
 HELD_OUT_ROWS = 256  # histories scored at a time
 
