@@ -35,7 +35,7 @@ def exact_scores(
     *,
     end_id: int | None = None,
     normalise: Normalise = "vocabulary",
-    chunk: int = 256,
+    chunk: int = 128,
 ) -> Tensor:
     """Log-probability of each leaf's code for each row, (B, leaves) float32; item i's is column ``leaf_of_item[i]``.
 
