@@ -38,12 +38,12 @@ class IndexConfig(BaseModel):
     standardise: bool = True  # hierarchical: unit variance per dimension, then unit length (EAGER-LLM)
 
     # RQ-VAE and LETTER (TIGER section 3.1; LC-Rec and LETTER train 10,000-20,000 epochs)
-    hidden: tuple[PositiveInt, ...] = (512, 256, 128)  # widths of the encoder; the decoder mirrors it
+    hidden: tuple[PositiveInt, ...] = (256, 128)  # widths of the encoder, mirrored by the decoder; TIGER: 512, 256, 128
     dim: PositiveInt = 32  # of a code vector
     commitment: NonNegativeFloat = 0.25  # weight of the pull on the encoder
     epochs: PositiveInt = 100
     batch: PositiveInt = 256
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 1e-4
     uniform_last_level: bool = True  # train the last level on Sinkhorn's uniform assignment (LC-Rec)
     sinkhorn_epsilon: Annotated[float, Field(ge=0.002)] = 0.003  # in training and in the repair of collisions

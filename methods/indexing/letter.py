@@ -45,7 +45,7 @@ def diversity_loss(
     losses = []
     for vectors, own, codebook, group in zip(chosen, codes.T, codebooks, groups.to(codes.device), strict=True):
         mates = group[own][:, None] == group[None, :]  # (B, K)
-        mates[torch.arange(len(own)), own] = False
+        mates.scatter_(1, own[:, None], False)
         paired = mates.any(1)
         if not bool(paired.any()):
             continue

@@ -5,6 +5,8 @@ for the uniform last level; LETTER (Wang et al., CIKM 2024, arXiv 2405.07314) in
 
 Deviation: inputs are scaled to unit mean square, so that one learning rate fits all sources of vectors.
 Deviation: tens of epochs of small batches in place of 10,000-20,000 epochs of 1,024 items: minutes in place of hours.
+Deviation: no layer of 512 by default. On 128-wide text vectors it takes over twice the time, and 35 percent of a
+MovieLens item's nearest neighbours share its first code, against 39 without.
 Deviation: codebooks start from k-means of (a sample of) all encoded items, not of the first batch.
 Deviation: a code that no item of an epoch has is moved to a random residual of that epoch's last batch.
 """
@@ -138,7 +140,7 @@ def _epoch(
     order = torch.randperm(len(vectors), generator=generator)
     used = torch.zeros(model.codebooks.shape[:2], dtype=torch.bool)
     totals: dict[str, float] = {}
-    batches = order.split(config.batch)
+    batches = order.chunk(-(-len(order) // config.batch))  # of nearly one size: the last one serves the revival too
     for number, rows in enumerate(batches):
         step = epoch * len(batches) + number
         for group in optimiser.param_groups:
@@ -188,7 +190,7 @@ def _losses(model: RQVAE, vectors: Tensor, latent: Tensor, chosen: Tensor, resid
 def _revive(model: RQVAE, used: Tensor, residuals: Tensor, generator: torch.Generator) -> None:
     for level, codebook in enumerate(model.codebooks):
         dead = torch.nonzero(~used[level])[:, 0]
-        if len(dead) and len(used[level]) < residuals.shape[1] * 4:
+        if len(dead):
             drawn = torch.randint(residuals.shape[1], (len(dead),), generator=generator)
             codebook[dead] = residuals[level, drawn]
 
