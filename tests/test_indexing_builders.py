@@ -225,3 +225,16 @@ def test_spectral_clusters_of_components():
     labels = spectral_clusters(sparse.csr_array(sparse.block_diag([block] * 3)), 3, seed=0)
     assert [len(set(labels[start : start + 4].tolist())) for start in (0, 4, 8)] == [1, 1, 1]
     assert len(set(labels.tolist())) == 3
+
+
+@pytest.mark.parametrize("dense", [1000, 0])
+def test_spectral_clusters_are_scikit_learns(dense, monkeypatch):
+    from sklearn.cluster import SpectralClustering
+
+    monkeypatch.setattr("genrec_bench.methods.indexing.collaborative.DENSE", dense)
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(0, 4) * 30 + rng.choice(30, 4, replace=False)).tolist() for _ in range(400)]
+    rows += [rng.choice(120, 3, replace=False).tolist() for _ in range(60)]
+    graph = co_occurrence(make_histories(rows), 120)
+    theirs = SpectralClustering(4, affinity="precomputed", assign_labels="cluster_qr", random_state=0)
+    assert spectral_clusters(graph, 4, seed=0).tolist() == theirs.fit_predict(graph.toarray() + 1e-6).tolist()
