@@ -3,7 +3,8 @@
 The prompt's keys and values are computed and held once a row. A beam's token is one more position of its row, placed
 by ``position_ids`` right after the prompt and kept apart from the other beams by the attention mask, so no cache is
 ever copied or reordered. Works for models that take a 4-D mask and position ids (Llama, Qwen, Mistral, GPT-2 ...) with
-"sdpa" or "eager" attention.
+"sdpa" or "eager" attention. ``model.get_decoder().compile(dynamic=True)`` beforehand is possible (tried on the CPU: the
+same lists, no graph break, half a minute once) and left to the caller, as it pays only where batches are many.
 """
 
 from dataclasses import dataclass

@@ -7,27 +7,32 @@ from transformers.cache_utils import Cache, DynamicLayer
 class TreeLayer(DynamicLayer):
     """Keys and values of one layer in one buffer each: the prompt's, then ``room`` places for the tree.
 
-    Growing by ``torch.cat`` would copy the prompt on every step.
+    Growing by ``torch.cat`` would copy the prompt on every step. No view of a buffer is kept between calls: a compiled
+    model could not write to the buffer then.
     """
 
     def __init__(self, room: int):
         super().__init__()
         self.room = room
+        self.filled = 0
         self.buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, heads, n, head_dim); returns all so far."""
-        filled = self.get_seq_length()
         if self.buffers is None:
-            self.lazy_initialization(key_states, value_states)
             self.buffers = self._buffer(key_states), self._buffer(value_states)
-        end = filled + key_states.shape[2]
+        start, self.filled = self.filled, self.filled + key_states.shape[2]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, filled:end] = states
-        self.keys, self.values = self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
-        return (self.keys, self.values) if filled else (key_states, value_states)
+            buffer[:, :, start : self.filled] = states
+        if not start:
+            return key_states, value_states
+        return self.buffers[0][:, :, : self.filled], self.buffers[1][:, :, : self.filled]
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return self.filled
 
     def _buffer(self, states: Tensor) -> Tensor:
         batch, heads, length, width = states.shape
@@ -35,8 +40,7 @@ class TreeLayer(DynamicLayer):
 
     def cut(self, length: int) -> None:
         """Keep the first ``length`` positions."""
-        assert self.buffers is not None
-        self.keys, self.values = self.buffers[0][:, :, :length], self.buffers[1][:, :, :length]
+        self.filled = length
 
 
 def tree_cache(layers: int, room: int) -> Cache:
