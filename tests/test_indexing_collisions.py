@@ -115,6 +115,21 @@ def test_coarse_leaves_move_to_the_nearest_parent_with_room():
     assert count == 1
 
 
+def test_coarse_leaves_keep_the_item_nearest_to_their_mean():
+    codes, vectors = np.zeros((3, 1), int), np.array([[0.0], [2.0], [2.5]])  # mean 1.5
+    moved, count = move_to_free(np.zeros(3, int), codes, vectors, 3)
+    assert moved[:, 0].tolist() == [1, 0, 2]
+    assert count == 2
+
+
+def test_coarse_leaves_choose_the_nearest_of_several_parents():
+    # node 0 is full; of the nodes 1 and 2, with a free leaf each, 2 is nearer to item 1
+    codes = np.array([[0, 0], [0, 0], [0, 1], [0, 2], [1, 0], [2, 0]])
+    vectors = np.array([[0.0], [0.2], [1.0], [1.0], [50.0], [3.0]])
+    moved, _ = move_to_free(np.zeros(6, int), codes, vectors, 3)
+    assert moved[1].tolist() == [2, 1]
+
+
 def test_coarse_leaves_without_room():
     with pytest.raises(PoorIndex, match="No free code"):
         move_to_free(np.zeros(5, int), np.zeros((5, 2), int), np.zeros((5, 1)), 2)

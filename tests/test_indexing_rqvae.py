@@ -104,6 +104,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
         rqvae_codes(poisoned, None, SMALL, Checkpoint(None))
 
 
+def test_codes_that_nobody_has_come_back(monkeypatch):
+    def collapsed(model, scaled, generator):
+        model.codebooks.data.fill_(1e3)
+        model.codebooks.data[:, 0] = 0.0
+
+    monkeypatch.setattr(RQVAE, "start_codebooks", collapsed)
+    codes = rqvae_codes(vectors(), None, SMALL, Checkpoint(None)).codes
+    assert len(np.unique(codes[:, 0])) >= 8
+
+
 def test_fewer_items_than_codes():
     quantised = rqvae_codes(vectors(9), None, SMALL, Checkpoint(None))
     assert quantised.codes.max() < 9

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +70,7 @@ def build_index(
     where the finished index is below the config's thresholds.
     """
     builder = BUILDERS[config.builder]
-    inputs = _gather(builder, train, replace(context, seed=config.seed), config, checkpoint, vectors)
+    inputs = _gather(builder, train, context, config, checkpoint, vectors)
 
     def build(folder: Path) -> None:
         index, facts = builder.build(inputs)

@@ -52,7 +52,7 @@ def _prefix_groups(codes: np.ndarray) -> list[np.ndarray]:
     groups: list[np.ndarray] = []
     before = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T:
-        paired = before * (int(column.max()) + 2) + column + 1  # past a code's end: -1, still one prefix
+        paired = before * (int(column.max()) + 2) + column  # past a code's end: -1, a prefix like any other
         before = np.unique(paired, return_inverse=True)[1].reshape(-1)
         groups.append(before)
     return groups
