@@ -8,6 +8,8 @@ The first prints the table of docs/item_indices.md (data set prepared before; tr
 protocol). The second times hierarchical k-means of generated vectors down to single items, 256 children a node, against
 ONE flat ``MiniBatchKMeans(256)`` of scikit-learn over the same vectors, in turns; the bound is ten times as long. The
 third builds the tree of 1,000,000 vectors of 256 numbers: it must end on 2 cores within 8 GiB.
+
+On a busy machine use ``--threads 1``: with more threads than free cores the clock measures waiting at barriers.
 """
 
 import argparse
