@@ -23,7 +23,18 @@ from genrec_bench.methods.base import MethodConfig, Ranking
 from genrec_bench.methods.popularity import Popularity
 from genrec_bench.methods.scoring import Scorer
 
+SMALL_INDEX = {"codes": 8, "hidden": [16], "dim": 8, "epochs": 2}
+SMALL_MODEL = {"bf16": False, "layers": 1, "width": 16, "heads": 1, "feedforward": 32, "epochs": 3, "max_history": 4, "batch_tokens": 20_000}
 TINY = {
+    "tiger": {**SMALL_MODEL, "index": SMALL_INDEX, "rows": 2048},
+    "letter_tiger": {
+        **SMALL_MODEL,
+        "architecture": "decoder_only",
+        "index": {**SMALL_INDEX, "groups": 2, "behaviour": "svd"},
+    },
+    "p5_cid": {**SMALL_MODEL, "architecture": "decoder_only", "index": {"clusters": 4, "cluster_limit": 10}},
+    "lc_rec": {**SMALL_MODEL, "index": SMALL_INDEX, "text_examples": 50},
+    "letter_lc_rec": {**SMALL_MODEL, "index": {**SMALL_INDEX, "groups": 2, "behaviour": "svd"}, "examples": "prefix"},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},
 }
@@ -42,7 +53,7 @@ def test_our_methods_keep_the_contract(name):
     lines: list[str] = []
     passed = check_method(registry.get(name), name, lines.append, registry.configure(name, TINY.get(name, {})))
     assert passed, "\n".join(lines)
-    assert len(lines) == 10
+    assert len(lines) == (10 if registry.get(name).candidate_protocol() else 9)
     assert all(line.startswith("ok ") for line in lines[:-1])
     assert lines[-1].startswith(f"{name} passes the contract suite")
 
