@@ -62,21 +62,21 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
     work = store.home() / "runs" / identity
     device = "cuda" if torch.cuda.is_available() else "cpu"
     events = _EventLog(work / "events.jsonl", report)
-    checkpoint = Checkpoint(work)
+    checkpoint, artefacts = Checkpoint(work), ArtefactCache(store.home() / "artefacts")
     validation = _Validation(cell.rules, valid, num_items)
     context = Context(
         seed=cell.seed,
         device=device,
         scale=cell.scale,
         checkpoint=checkpoint,
-        artefacts=ArtefactCache(store.home() / "artefacts"),
+        artefacts=artefacts,
         validate=validation,
         log=events,
     )
     _seed(cell.seed)
     method = _guard(lambda: registry.get(cell.method)(cell.config), "__init__")
     _guard(lambda: method.fit(train, context), "fit")
-    train_seconds = checkpoint.elapsed_s
+    train_seconds = checkpoint.elapsed_s + (0.0 if checkpoint.resumed else artefacts.spared_s)
     events(stage="rank")
     selected = _guard(lambda: validation(method), "recommend")  # of the model that is tested, resumed or not
     data = store.load(cell.dataset)
@@ -117,6 +117,8 @@ def _guard(step: Callable[[], Any], name: str) -> Any:
             raise InputError(
                 f"No space left under {store.home()}: free some, then run the same command again"
             ) from error
+        if isinstance(error, InputError):  # says by itself what is wrong with the cell's settings or data
+            raise MethodFault(str(error)) from error
         at = _innermost(error)
         raise MethodFault(
             f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]} ({at})"

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,15 @@ def canonical_hash(value: Any) -> str:
 
 
 class ArtefactCache:
-    """Folders under ``root/<stage>/<key>``, each complete or absent."""
+    """Folders under ``root/<stage>/<key>``, each complete or absent.
+
+    ``spared_s`` counts the seconds that other runs spent on what this one found there: a method's training costs the
+    same whoever came first.
+    """
 
     def __init__(self, root: Path):
         self.root = Path(root)
+        self.spared_s = 0.0
 
     def get(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """The folder of this stage and key; ``build(folder)`` fills it if nobody has. Other processes wait.
@@ -34,18 +41,25 @@ class ArtefactCache:
         """
         folder = self.root / stage / canonical_hash(dict(key))[:24]
         if folder.exists():
-            return folder
+            return self._found(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if folder.exists():
-                return folder
+                return self._found(folder)
+            started = time.monotonic()
             unfinished = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             try:
                 build(unfinished)
                 (unfinished / "key.json").write_text(json.dumps(dict(key), indent=1, sort_keys=True))
+                (unfinished / "seconds.json").write_text(json.dumps(round(time.monotonic() - started, 3)))
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+        return folder
+
+    def _found(self, folder: Path) -> Path:
+        with suppress(OSError, ValueError):  # the figure is for the record only
+            self.spared_s += float(json.loads((folder / "seconds.json").read_text()))
         return folder

@@ -18,6 +18,11 @@ class Checkpoint:
         self._started = self._saved = time.monotonic()
         self._elapsed_before_s = 0.0
 
+    @property
+    def resumed(self) -> bool:
+        """Whether training goes on from an earlier attempt's state."""
+        return self._elapsed_before_s > 0
+
     def beside(self, name: str) -> "Checkpoint":
         """Another checkpoint in the same place, for a stage that comes before the training itself."""
         return Checkpoint(None if self._path is None else self._path.parent / name, self._every_s)

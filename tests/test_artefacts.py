@@ -72,7 +72,7 @@ def test_what_a_killed_build_left_is_never_taken_for_finished(tmp_path):
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 1
     assert list(tmp_path.rglob("half"))
     folder = cache.get("index", {"k": 1}, lambda folder: (folder / "whole").touch())
-    assert sorted(path.name for path in folder.iterdir()) == ["key.json", "whole"]
+    assert sorted(path.name for path in folder.iterdir()) == ["key.json", "seconds.json", "whole"]
 
 
 def test_two_processes_build_once(tmp_path):
@@ -111,3 +111,17 @@ def test_two_threads_build_once(tmp_path):
         thread.join()
     assert len(built) == 1
     assert found == [found[0]] * 3
+
+
+def test_what_others_built_is_counted(tmp_path):
+    def build(folder):
+        time.sleep(0.05)
+
+    first, second = ArtefactCache(tmp_path), ArtefactCache(tmp_path)
+    first.get("stage", {"a": 1}, build)
+    first.get("stage", {"a": 2}, build)
+    second.get("stage", {"a": 1}, build)
+    assert second.spared_s == pytest.approx(0.05, abs=0.04)
+    assert first.spared_s == 0.0
+    second.get("other", {"a": 1}, build)  # built by itself: its own clock runs
+    assert second.spared_s < 0.1

@@ -132,7 +132,7 @@ def _packed(sequences: TokenSequences, rows: list[list[int]], width: int, pad: i
     flat = np.repeat(row_of, lengths) * width + place
 
     def table(values: np.ndarray, empty: int, dtype: type) -> np.ndarray:
-        full = np.full(len(rows) * width, empty, dtype=dtype)
+        full: np.ndarray = np.full(len(rows) * width, empty, dtype=dtype)
         full[flat] = values
         return full.reshape(len(rows), width)
 

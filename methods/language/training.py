@@ -121,6 +121,7 @@ def train_language_model(
         context.log(**event)
         if context.checkpoint.due():
             save()
+    save()  # a kill while items are ranked does not cost training
     _put(trained, best_weights)
     model.eval()
 
