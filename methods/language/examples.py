@@ -61,7 +61,9 @@ class ExampleWriter:
         self.separator = TokenSequences.of(self.encode([", "]))
         titles = self.table["title"].to_numpy(dtype=str)
         categories = self.table["categories"].to_numpy(dtype=str)
-        details = [f"{title} ; {kinds.replace('|', ', ')}" for title, kinds in zip(titles, categories, strict=True)]
+        details = [
+            ", ".join(filter(None, [title, *kinds.split("|")])) for title, kinds in zip(titles, categories, strict=True)
+        ]
         self.titles = TokenSequences.of(self.encode(titles.tolist()), TEXT).cut(self.max_text)
         self.details = TokenSequences.of(self.encode(details), TEXT).cut(self.max_text)
         self.terms = [
