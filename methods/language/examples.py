@@ -79,8 +79,12 @@ class ExampleWriter:
         self.search, self.preference = worded(prompts.SEARCH), worded(prompts.PREFERENCE)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Vocabulary ids of each text, nothing added around it."""
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        """Vocabulary ids of each text, nothing added around it; a special token or code that it spells is plain text."""
+        if not texts:  # tokenizers refuse an empty list
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
     def prompt(self, histories: Histories, open_end: bool) -> TokenSequences:
