@@ -1,11 +1,12 @@
 """Whether a grid that is killed again and again ends in the same records as one that is left alone.
 
-    .venv/bin/python benchmarks/kill_and_resume.py [--kills 20] [--seed 0] [--longest S] [--keep DIR]
+    .venv/bin/python benchmarks/kill_and_resume.py [--generative] [--kills 20] [--seed 0] [--longest S] [--keep DIR]
 
-Two methods x two data sets x three seeds run once undisturbed. Then the same command runs in another home and another
-results folder, is killed with SIGKILL after a random time, is started again at once, and so on ``--kills`` times; then
-it runs to its end. Only the command itself is killed: its children have to notice. A checkpoint is written every 10 s,
-so the long cells are killed before, between and after checkpoints.
+Two methods x two data sets x three seeds (with ``--generative``: two methods on MovieLens-100K that train an RQ-VAE, a
+SASRec for LETTER's alignment and a language model, and decode) run once undisturbed. Then the same command runs in
+another home and another results folder, is killed with SIGKILL after a random time, is started again at once, and so on
+``--kills`` times; then it runs to its end. Only the command itself is killed: its children have to notice. A checkpoint
+is written every 10 s, so the long cells are killed before, between and after checkpoints.
 
 Compared, record by record: run ids, metrics, slices, list metrics and validation values bit by bit, the tables of ranks
 and of rankings by content. Cells that no kill hit prove nothing, so the cells hit and those that could resume from a
@@ -44,6 +45,17 @@ EPOCHS = {  # half of the cells outlast two checkpoints on an idle core, the oth
     "ml-100k": {"sasrec": 12, "gru4rec": 4},
     "synthetic": {"sasrec": 20, "gru4rec": 150},
 }
+SMALL: dict[str, Any] = {"architecture": "decoder_only", "layers": 1, "width": 64, "patience": 1000}
+GENERATIVE: dict[str, Any] = {
+    "name": "kill-and-resume-generative",
+    "datasets": ["ml-100k"],
+    "methods": [
+        {"method": "tiger", "config": {**SMALL, "index": {"levels": 3, "collisions": "sinkhorn"}}},
+        {"method": "letter_tiger", "config": {**SMALL, "index": {"levels": 3}}},
+    ],
+    "seeds": [0, 1],
+}
+GENERATIVE_EPOCHS = {"ml-100k": {"tiger": 3, "letter_tiger": 3}}
 COMPARED = ("metrics", "list_metrics", "slices", "validation", "config", "dataset", "evaluated_users")
 GRACE_S = 15.0  # a child may live that long after its command was killed
 
@@ -152,22 +164,23 @@ def compare(undisturbed: Path, killed: Path) -> tuple[int, list[str]]:
     return len(both), found
 
 
-def write_suite(folder: Path, scale: float) -> Path:
+def write_suite(folder: Path, scale: float, generative: bool) -> Path:
     """The suite file; ``scale`` stretches all epochs."""
+    suite, epochs_of = (GENERATIVE, GENERATIVE_EPOCHS) if generative else (SUITE, EPOCHS)
     epochs = {
         dataset: {method: {"epochs": max(round(count * scale), 1)} for method, count in of_set.items()}
-        for dataset, of_set in EPOCHS.items()
+        for dataset, of_set in epochs_of.items()
     }
     path = folder / "suite.yaml"
-    path.write_text(yaml.safe_dump({**SUITE, "tuned": epochs}))
+    path.write_text(yaml.safe_dump({**suite, "tuned": epochs}))
     return path
 
 
 def run(folder: Path, options: argparse.Namespace) -> int:
     """Both grids and the comparison; the number of faults."""
-    suite = write_suite(folder, options.scale)
+    suite = write_suite(folder, options.scale, options.generative)
     home, killed_home = folder / "home", folder / "killed-home"
-    for name in SUITE["datasets"]:
+    for name in yaml.safe_load(suite.read_text())["datasets"]:
         prepare = [COMMAND, "data", "prepare", name]
         subprocess.run(
             prepare, env={**os.environ, "GENREC_BENCH_HOME": str(home)}, stdout=subprocess.DEVNULL, check=True
@@ -200,6 +213,7 @@ def run(folder: Path, options: argparse.Namespace) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generative", action="store_true", help="methods with an index and a language model")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument(
         "--longest", type=float, help="seconds from a start to its kill, at most (default: spreads kills over the grid)"

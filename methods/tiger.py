@@ -39,6 +39,7 @@ class TigerConfig(GenerativeConfig):
     width: PositiveInt = 128
     heads: PositiveInt | None = None  # None: 6 of 64 numbers (the paper), or width / 32 in the decoder-only variant
     feedforward: PositiveInt | None = None  # None: 1024 (the paper), or 4 x width in the decoder-only variant
+    tied: bool = True  # decoder_only: one matrix reads and writes codes
     user_buckets: NonNegativeInt = 0  # hashed user tokens, the prompt's first token; 2000 in the paper
     rows: PositiveInt = 256  # encoder_decoder: examples a step
 
@@ -81,6 +82,7 @@ class Tiger(Generative):
                 heads=config.heads or max(config.width // 32, 1),
                 feedforward=config.feedforward or 4 * config.width,
                 positions=2 * self._positions(),
+                tie=config.tied,
                 seed=context.seed,
             )
             add_dropout(self.model, config.dropout)
