@@ -7,7 +7,7 @@ item's own text, and a preference is the commonest categories (or title words) o
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,11 +29,8 @@ QUERY_SHARE = 0.5  # words of an item's text that make a query
 class Wordings:
     """The wordings of one task as tokens."""
 
-    def __init__(
-        self, encode: Callable[[Sequence[str]], list[list[int]]], start: list[int], wordings: Sequence[Wording]
-    ):
-        self.before = TokenSequences.of([start + row for row in encode([before for before, _ in wordings])])
-        self.after = TokenSequences.of(encode([after for _, after in wordings]))
+    def __init__(self, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]):
+        self.before, self.after = TokenSequences.of(before), TokenSequences.of(after)
 
     def __len__(self) -> int:
         return len(self.before)
@@ -58,20 +55,28 @@ class ExampleWriter:
         bos = self.tokenizer.bos_token_id
         self.start = [] if bos is None else [bos]
         self.end = TokenSequences.of([[self.tokenizer.eos_token_id]], TEXT)
-        self.separator = TokenSequences.of(self.encode([", "]))
+        # words of byte-pair vocabularies such as SmolLM2's carry the space before them
+        glued = self.tokenizer.decode([token for row in self.encode(["a", "b"]) for token in row]) == "ab"
+        self.space = " " if glued else ""
+        self.separator = TokenSequences.of(self.encode([","]))
         titles = self.table["title"].to_numpy(dtype=str)
         categories = self.table["categories"].to_numpy(dtype=str)
         details = [
             ", ".join(filter(None, [title, *kinds.split("|")])) for title, kinds in zip(titles, categories, strict=True)
         ]
-        self.titles = TokenSequences.of(self.encode(titles.tolist()), TEXT).cut(self.max_text)
-        self.details = TokenSequences.of(self.encode(details), TEXT).cut(self.max_text)
+        self.titles = self._texts(titles.tolist()).cut(self.max_text)
+        self.details = self._texts(details).cut(self.max_text)
+        words = [text.replace(",", " ").split()[: self.max_text] for text in details]
+        self.words = self._texts([word for row in words for word in row]).given()
+        self.word_offsets = np.concatenate([[0], np.cumsum([len(row) for row in words])]).astype(np.int64)
+        self.described = np.flatnonzero(np.diff(self.word_offsets))  # items with any text
         self.terms = [
             kinds.split("|") if kinds else title.split() for title, kinds in zip(titles, categories, strict=True)
         ]
 
         def worded(wordings: Sequence[Wording]) -> Wordings:
-            return Wordings(self.encode, self.start, wordings)
+            before, after = zip(*wordings, strict=True)
+            return Wordings([self.start + row for row in self.encode(before)], self._following(after))
 
         self.sequence, self.open_sequence = worded(prompts.SEQUENCE), worded(prompts.OPEN_SEQUENCE)
         self.to_code, self.to_item = worded(prompts.ITEM_TO_CODE), worded(prompts.CODE_TO_ITEM)
@@ -79,7 +84,7 @@ class ExampleWriter:
         self.search, self.preference = worded(prompts.SEARCH), worded(prompts.PREFERENCE)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Vocabulary ids of each text, nothing added around it; a special token or code that it spells is plain text."""
+        """Vocabulary ids of each text, nothing added around it; special tokens that it spells are plain text."""
         if not texts:  # tokenizers refuse an empty list
             return []
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
@@ -101,7 +106,7 @@ class ExampleWriter:
             ("item_to_code", self.items_to_codes), ("code_to_item", self.codes_to_items), ("search", self.queries),
         ):  # fmt: skip
             if task in tasks:
-                chosen = rng.permutation(len(self.table))[: self.cap]
+                chosen = rng.permutation(self.described)[: self.cap]
                 parts.append(write(chosen, rng))
         for task, crossed in (("fusion", self.fusion), ("preference", self.preferences)):
             if task in tasks:
@@ -132,14 +137,16 @@ class ExampleWriter:
 
     def queries(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
         """Some words of an item's text, in any order, to its code."""
-        texts = self.details.select(items).given()
-        row = np.repeat(np.arange(len(items)), texts.lengths)
-        kept = rng.random(len(row)) < QUERY_SHARE
-        kept[texts.offsets[:-1][texts.lengths > 0]] = True  # at least one word
+        counts = np.diff(self.word_offsets)[items]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        row = np.repeat(np.arange(len(items)), counts)
+        word = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - self.word_offsets[items], counts)
+        chance = rng.random(len(row))
+        kept = (chance < QUERY_SHARE) | (chance == np.minimum.reduceat(chance, offsets[:-1])[row])  # at least one
         order = np.lexsort((rng.random(len(row)), row))
         order = order[kept[order]]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(row[order], minlength=len(items)))]).astype(np.int64)
-        query = TokenSequences(offsets, texts.tokens[order], texts.levels[order])
+        query = self.words.select(word[order]).grouped(offsets).cut(self.max_text)
         which = rng.integers(0, len(self.search), len(items))
         return join(self.search.ask(query, which), self.items.learned.select(items))
 
@@ -152,6 +159,7 @@ class ExampleWriter:
         named = join(pieces, self._repeat(self.separator, len(pieces))).grouped(known.offsets)
         asked = self.titles_to_code.ask(named, rng.integers(0, len(self.titles_to_code), len(first)))
         to_code = join(asked, self.items.learned.select(first.last(1).items))
+        second = second.select(self.titles.lengths[second.last(1).items] > 0)
         asked = self.codes_to_title.ask(
             self._codes(second.without_last(1)), rng.integers(0, len(self.codes_to_title), len(second))
         )
@@ -165,9 +173,16 @@ class ExampleWriter:
         for b in range(len(known)):
             counts = Counter(term for item in known.row(b) for term in self.terms[item])
             texts.append(", ".join(term for term, _ in counts.most_common(PREFERENCE_TERMS)))
-        answers = TokenSequences.of(self.encode(texts), TEXT).cut(self.max_text)
+        answers = self._texts(texts).cut(self.max_text)
         asked = self.preference.ask(self._codes(known), rng.integers(0, len(self.preference), len(known)))
         return join(asked, answers, self._ends(known.users))
+
+    def _following(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, of texts that stand after others."""
+        return self.encode([self.space + text if text else text for text in texts])
+
+    def _texts(self, texts: Sequence[str]) -> TokenSequences:
+        return TokenSequences.of(self._following(texts), TEXT)
 
     def _codes(self, rows: Histories) -> TokenSequences:
         return self.items.histories(rows, separator=self.separator)
@@ -175,7 +190,8 @@ class ExampleWriter:
     def _text(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
         """Title alone or with categories, at random."""
         both = stack(self.titles, self.details)
-        return both.select(items + len(self.titles) * rng.integers(0, 2, len(items)))
+        in_detail = rng.integers(0, 2, len(items)).astype(bool) | (self.titles.lengths[items] == 0)
+        return both.select(items + len(self.titles) * in_detail)
 
     def _ends(self, rows: np.ndarray) -> TokenSequences:
         return self._repeat(self.end, len(rows))
