@@ -19,11 +19,11 @@ lint: .venv/dev
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -e .
+	$(PIP) -e ".[language]"
 	@touch $@
 
 .venv/dev: .venv/core
-	$(PIP) -e '.[dev]'
+	$(PIP) -e ".[language,dev]"
 	@touch $@
 
 clean:

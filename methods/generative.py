@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Method, Ranking
@@ -26,11 +26,21 @@ class GenerativeConfig(TrainingConfig):
 
     index: IndexConfig = Field(default_factory=IndexConfig)
     max_history: PositiveInt = 20  # most recent items a prompt holds (all papers of this family)
+    window: PositiveInt | None = None  # items of a training sequence; longer ones are cut; None: max_history
     loss_over: LossOver = "level"  # a code competes with the codes of its level, or with the whole vocabulary
     temperature: PositiveFloat = 1.0  # of the loss; LETTER tunes it
     normalise: Normalise | None = None  # of decoding; None: over what the loss was
     beam: PositiveInt = 20  # beams, and items returned (all papers of this family)
     decode_tokens: PositiveInt = 16_384  # positions of prompts and beams decoded at a time
+
+    @field_validator("index", mode="before")
+    @classmethod
+    def _keep_the_methods_index(cls, value: Any) -> Any:
+        """Settings of the same builder are changes to the method's own index, not a new one."""
+        own = cls.model_fields["index"].get_default(call_default_factory=True)
+        if not isinstance(value, dict) or value.get("builder", own.builder) != own.builder:
+            return value
+        return {**own.model_dump(exclude_unset=True), **value}
 
 
 class Generative(Method):

@@ -115,12 +115,13 @@ class Tiger(Generative):
         return buckets.select(users * 2_654_435_761 % 2**32 % self.config.user_buckets)  # Knuth's hash
 
     def _positions(self) -> int:
-        return (self.config.max_history + 1) * self.index.num_levels + 1
+        """Tokens of the longest training sequence."""
+        return (max(self.config.window or 0, self.config.max_history) + 1) * self.index.num_levels + 1
 
     def _batches(self, sequences: Histories, rng: np.random.Generator) -> Iterator[Batch]:
         config = self.config
         if self.architecture == "causal" and config.examples == "sequence":
-            rows = training_windows(sequences, config.max_history, rng)
+            rows = training_windows(sequences, config.window or config.max_history, rng)
             examples = join(self._first(rows.users), self.items.histories(rows, learn=True))
             yield from packed_batches(examples, self._positions(), config.batch_tokens, self.pad, rng)
             return

@@ -123,8 +123,7 @@ def _key(builder: _Builder, inputs: _Inputs) -> dict[str, Any]:
         key["behaviour"] = _hash(inputs.behaviour)
     if builder.sequences:
         key["sequences"] = [_hash(sequences.offsets), _hash(sequences.items)]
-    if config.path is not None:
-        file = Path(config.path)
+    if (file := config.file) is not None:
         key["file"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
         key["by_number"] = file.name.endswith(".index.json")
         key["item_ids"] = canonical_hash(inputs.train.items["item_id"].tolist())
@@ -172,9 +171,18 @@ def _collaborative(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
 
 def _file(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
     config = inputs.config
-    index = read_item_index(_required(config.path), inputs.train.items["item_id"].tolist())
+    _check_file(_required(config.file), config.sha256)
+    index = read_item_index(_required(config.file), inputs.train.items["item_id"].tolist())
     index = with_counter(index) if config.policy == "counter" else index
     return _trimmed(index, config), {}
+
+
+def _check_file(file: Path, sha256: str | None) -> None:
+    """Raise InputError where the file is not the one that the config means."""
+    if sha256 is not None and file.is_file() and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
+        raise InputError(
+            f"{file} has sha256 {found[:12]}…, but the config's index.sha256 is {sha256[:12]}…: another file"
+        )
 
 
 def _from_quantised(quantised: Quantised, config: IndexConfig) -> tuple[ItemIndex, dict[str, Any]]:

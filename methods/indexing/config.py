@@ -1,5 +1,6 @@
 """What an item index is made of and how: the one config of all builders."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -13,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from genrec_bench.datasets.store import home
+
 Builder = Literal["random", "hierarchical", "residual", "rqvae", "letter", "collaborative", "file"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -25,7 +28,10 @@ class IndexConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     builder: Builder = "rqvae"
-    path: str | None = None  # builder file: X.index.json of LETTER or LC-Rec, or item ids -> tokens as .json, .json.gz
+    # builder file: X.index.json of LETTER or LC-Rec, or item ids -> tokens as .json, .json.gz; a path, or the name of a
+    # file in $GENREC_BENCH_HOME/indices, which is the same on every machine
+    path: str | None = None
+    sha256: str | None = None  # builder file: what the file must hash to
     vectors: str = "tfidf_svd"  # text vectors: tfidf_svd, minilm, backbone, a hub id or a folder
     levels: Annotated[int, Field(ge=1, le=8)] = 4  # tokens of a code, a counter level not included
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # a level; hierarchical: at most, see `branching`
@@ -66,6 +72,8 @@ class IndexConfig(BaseModel):
     def _fits(self) -> "IndexConfig":
         if (self.builder == "file") != (self.path is not None):
             raise ValueError("path is for builder=file, which needs one")
+        if self.sha256 is not None and self.builder != "file":
+            raise ValueError("sha256 is for builder=file")
         if self.clusters > self.cluster_limit:  # siblings would share tokens, see `collaborative`
             raise ValueError(f"clusters={self.clusters} must not exceed cluster_limit={self.cluster_limit}")
         allowed = {"file": ("keep", "counter"), **dict.fromkeys(QUANTISERS, ("keep", "sinkhorn", "nearest", "counter"))}
@@ -74,6 +82,13 @@ class IndexConfig(BaseModel):
             rule = f"choose from {', '.join(choices)}" if choices else "its codes never collide: leave it out"
             raise ValueError(f"collisions={self.collisions} does not go with builder={self.builder}; {rule}")
         return self
+
+    @property
+    def file(self) -> Path | None:
+        """Where the index file is."""
+        if self.path is None or Path(self.path).name != self.path or Path(self.path).exists():
+            return None if self.path is None else Path(self.path).expanduser()
+        return home() / "indices" / self.path
 
     @property
     def policy(self) -> str:
