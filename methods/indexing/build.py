@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import TrainView
 from genrec_bench.methods.artefacts import canonical_hash
 from genrec_bench.methods.base import Context
