@@ -21,6 +21,7 @@ from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.generative import Generative, GenerativeConfig
 from genrec_bench.methods.indexing.config import IndexConfig
+from genrec_bench.methods.language.adapters import switch_on_checkpointing
 from genrec_bench.methods.language.batches import packed_batches, padded_batches, pair_batches
 from genrec_bench.methods.language.codes import ItemTokens, training_prefixes, training_windows
 from genrec_bench.methods.language.sequences import TokenSequences, join
@@ -100,6 +101,8 @@ class Tiger(Generative):
         self.model.to(context.device)
 
     def train(self, train: TrainView, context: Context) -> None:
+        if self.config.gradient_checkpointing:
+            switch_on_checkpointing(self.model)
         train_language_model(
             self.model, self, lambda rng: self._batches(train.sequences, rng), self.loss(), self.config, context
         )
