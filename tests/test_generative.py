@@ -1,0 +1,410 @@
+"""What generative methods share: prompts and examples of TIGER, the loss over codes by hand, real items, suites."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_data, make_histories
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from genrec_bench.benchmark.evaluate import evaluate
+from genrec_bench.benchmark.protocols import Full, selection_value
+from genrec_bench.benchmark.suite import cells, read_suite
+from genrec_bench.datasets import synthetic
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.interactions import TrainView
+from genrec_bench.datasets.splits import leave_one_out
+from genrec_bench.methods import registry
+from genrec_bench.methods.artefacts import ArtefactCache
+from genrec_bench.methods.base import Context
+from genrec_bench.methods.checkpoint import Checkpoint
+from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
+
+pytest.importorskip("transformers")
+
+from genrec_bench.methods.decoding.causal import CausalTokens
+from genrec_bench.methods.decoding.seq2seq import Seq2SeqTokens
+from genrec_bench.methods.decoding.trie import ItemTrie
+from genrec_bench.methods.language.backbone import tiny_llama, tiny_t5
+from genrec_bench.methods.language.batches import packed_batches, pair_batches
+from genrec_bench.methods.language.codes import CodeLoss, ItemTokens
+from genrec_bench.methods.language.sequences import GIVEN, TEXT, TokenSequences
+from genrec_bench.methods.tiger import CODES, START
+
+FOUR = {"0": ["<a_0>", "<b_0>"], "1": ["<a_0>", "<b_1>"], "2": ["<a_1>", "<b_0>"], "3": ["<a_1>", "<b_1>"]}
+SMALL = {"bf16": False, "layers": 1, "width": 16, "heads": 2, "feedforward": 32, "epochs": 2, "max_history": 3}
+
+
+class Kit:
+    """Fits methods on sequences written out, with item codes written out."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def index(self, codes: dict[str, list[str]], **settings) -> dict:
+        """Settings that read these codes (item number -> tokens) from a file."""
+        text = json.dumps(codes)
+        path = self.folder / f"{zlib.crc32(text.encode())}.index.json"
+        path.write_text(text)
+        return {"builder": "file", "path": str(path), **settings}
+
+    def context(self, scale="tiny", validate=lambda method, users=0: 0.5) -> Context:
+        torch.manual_seed(0)
+        return Context(0, "cpu", scale, Checkpoint(None), ArtefactCache(self.folder / "artefacts"), validate)
+
+    def fit(self, method, rows, num_items=4, **context) -> TrainView:
+        data = make_data(rows, num_items=num_items)
+        self.train = TrainView(data.num_users, data.items, data.sequences)
+        method.fit(self.train, self.context(**context))
+        return self.train
+
+    def check_saved(self, method, fresh, **context) -> None:
+        """``fresh`` answers as ``method`` does once it has loaded what that saved."""
+        (self.folder / "saved").mkdir()
+        method.save(self.folder / "saved")
+        fresh.load(self.folder / "saved", self.train, self.context(**context))
+        asked = make_histories([[0, 1], [2], []], users=[0, 5, 0])
+        one, other = method.recommend(asked, 4), fresh.recommend(asked, 4)
+        assert np.array_equal(one.items, other.items)
+        assert np.array_equal(one.scores, other.scores)
+
+
+@pytest.fixture
+def kit(tmp_path) -> Kit:
+    return Kit(tmp_path)
+
+
+def lists(sequences: TokenSequences) -> list[list[int]]:
+    return [sequences.tokens[a:b].tolist() for a, b in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)]
+
+
+def tiger(kit: Kit, **config):
+    return registry.get("tiger")(registry.configure("tiger", {**SMALL, "index": kit.index(FOUR), **config}))
+
+
+# --- TIGER ---------------------------------------------------------------------------------------------------------
+
+MODES = [
+    {"architecture": "encoder_decoder"},
+    *[{"architecture": "decoder_only", "examples": form} for form in ("sequence", "prefix", "padded_prefix")],
+]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.get("examples", "encoder_decoder"))
+def test_it_answers_with_real_items_and_leaves_seen_ones_out(kit, mode):
+    method = tiger(kit, **mode, index=kit.index({**FOUR, "4": ["<a_7>", "<b_9>"]}))
+    kit.fit(method, [[0, 1, 2, 3], [3, 0, 1], [2], [4, 1]], num_items=5)
+    asked = make_histories([[0, 1, 2, 3], [3], []])
+    ranking = method.recommend(asked, 5)
+    assert [sorted(row) for row in ranking.items.tolist()] == [[0, 1, 2, 3, 4]] * 3
+    assert (np.diff(ranking.scores) <= 0).all()
+    masked = method.recommend(type(asked)(asked.users, asked.offsets, asked.items, mask_seen=True), 5)
+    assert [sorted(row) for row in masked.items.tolist()] == [[-1, -1, -1, -1, 4], [-1, 0, 1, 2, 4], [0, 1, 2, 3, 4]]
+    kit.check_saved(method, tiger(kit, **mode, index=kit.index({**FOUR, "4": ["<a_7>", "<b_9>"]})))
+
+
+def example_rows(method, train) -> list[tuple[list[int], list[int]]]:
+    """What an epoch of TIGER reads and learns: (all tokens, the learned ones) of each example."""
+    found = []
+    for batch in method._batches(train.sequences, np.random.default_rng(0)):
+        if hasattr(batch, "prompts"):
+            for prompt, mask, answer, levels in zip(
+                batch.prompts, batch.mask, batch.answers, batch.levels, strict=True
+            ):
+                target = answer[levels != GIVEN].tolist()
+                found.append((prompt[mask].tolist() + target, target))
+            continue
+        width = batch.tokens.shape[1]
+        learned = dict(zip(batch.at.tolist(), batch.targets.tolist(), strict=True))
+        for row in range(len(batch)):
+            for segment in range(1, int(batch.segments[row].max()) + 1):
+                places = (batch.segments[row] == segment).nonzero()[:, 0].tolist()
+                tokens = batch.tokens[row][places].tolist()
+                found.append((tokens, [learned[row * width + p] for p in places if row * width + p in learned]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.get("examples", "encoder_decoder"))
+def test_examples_by_hand(kit, mode):
+    """Codes of level a are CODES + 0..255, of level b the next 256."""
+    a0, a1, b0, b1 = CODES, CODES + 1, CODES + 256, CODES + 257
+    item = [[a0, b0], [a0, b1], [a1, b0], [a1, b1]]
+    method = tiger(kit, **mode, epochs=1, max_history=2)
+    train = kit.fit(method, [[0, 1, 2], [3], [2, 0]])
+    whole = [
+        ([START, *item[0], *item[1], *item[2]], [*item[1], *item[2]]),
+        ([START, *item[2], *item[0]], item[0]),
+    ]
+    prefixes = [*whole[1:], ([START, *item[0], *item[1]], item[1]), (whole[0][0], item[2])]
+    assert example_rows(method, train) == sorted(whole if mode.get("examples") == "sequence" else prefixes)
+    asked = method.prompts(make_histories([[0, 1], []]))  # the start of the example that learns item 2
+    assert lists(asked) == [whole[0][0][:-2], [START]]
+
+
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder_only"])
+def test_user_tokens(kit, architecture):
+    method = tiger(kit, architecture=architecture, user_buckets=5)
+    train = kit.fit(method, [[0, 1], [2, 3, 1], [1, 0]])
+    users = np.arange(0, 40_000, 7)
+    first = np.array([row[0] for row in lists(method.prompts(make_histories([[]] * len(users), users=users)))])
+    assert set(first.tolist()) == set(range(method.first_bucket, method.first_bucket + 5))
+    assert np.bincount(first - method.first_bucket).min() > len(users) / 10
+    assert method.first_bucket == CODES + 512
+    assert method.model.get_input_embeddings().weight.shape[0] == method.first_bucket + 5
+    of_training = {row[0] for row, _ in example_rows(method, train)}
+    assert of_training == {row[0] for row in lists(method.prompts(make_histories([[]] * 3)))}
+    far = method.prompts(make_histories([[]], users=[2**31]))
+    assert method.first_bucket <= lists(far)[0][0] < method.first_bucket + 5
+
+
+def test_a_counter_tells_items_of_one_code_apart(kit):
+    codes = {**FOUR, "1": FOUR["0"], "3": FOUR["0"]}
+    method = tiger(kit, index=kit.index(codes, collisions="counter", max_collision_rate=1.0))
+    kit.fit(method, [[0, 1, 2, 3], [3, 1]])
+    assert method.index.num_levels == 3
+    assert method.index.codes[:, 2].tolist() == [0, 1, 0, 2]
+    assert method.index.num_distinct == 4
+    ranking = method.recommend(make_histories([[0]]), 4)
+    assert len(set(ranking.scores[0].tolist())) == 4
+    shared = tiger(kit, index=kit.index(codes, max_collision_rate=1.0))
+    kit.fit(shared, [[0, 1, 2, 3], [3, 1, 3]])
+    ranking = shared.recommend(make_histories([[0]]), 4)
+    one_code = [item for item in ranking.items[0].tolist() if item != 2]
+    assert one_code == [3, 1, 0]  # items of one code by popularity (3 twice and 1 twice: 3 taken thrice)
+    assert len(set(ranking.scores[0].tolist())) == 2
+
+
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder_only"])
+def test_gradient_checkpointing_is_switched_on(kit, architecture):
+    method, plain = (tiger(kit, architecture=architecture, dropout=0.0, gradient_checkpointing=on) for on in (1, 0))
+    kit.fit(method, [[0, 1, 2, 3]])
+    assert method.model.is_gradient_checkpointing
+    kit.fit(plain, [[0, 1, 2, 3]])
+    asked = make_histories([[0, 1]])
+    assert np.allclose(method.recommend(asked, 4).scores, plain.recommend(asked, 4).scores, atol=1e-5)
+
+
+def test_a_training_set_without_pairs(kit):
+    """Nothing to learn from: answers all the same."""
+    method = tiger(kit)
+    kit.fit(method, [[0], [1], []])
+    assert sorted(method.recommend(make_histories([[0]]), 4).items[0].tolist()) == [0, 1, 2, 3]
+
+
+# --- the loss ------------------------------------------------------------------------------------------------------
+
+END_ID = 2
+
+
+class Table(nn.Module):
+    """A "language model" whose hidden state after token t is row t of a table of logits."""
+
+    class Out:
+        def __init__(self, states):
+            self.last_hidden_state = states
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(size, size, generator=torch.Generator().manual_seed(3)))
+        self.dtype = torch.float32
+
+    def get_decoder(self):
+        return lambda input_ids, **more: self.Out(self.logits[input_ids])
+
+
+class Reading:
+    """The adapter of `Table`."""
+
+    def __init__(self, model):
+        pass
+
+    def logits(self, hidden, tokens):
+        return hidden if tokens is None else hidden[..., tokens]
+
+
+def code_loss(model, codes, over="level", temperature=1.0, adapter=Reading):
+    """Codes of level one are ids 10.., of level two 20..."""
+    index = ItemIndex(np.array(codes), level_tokens([2, 3]))
+    items = ItemTokens.of(index, [torch.tensor([11, 10]), torch.tensor([20, 21, 22])], END_ID)
+    trie = ItemTrie.from_index(index, np.arange(len(codes)))
+    return CodeLoss(model, adapter, trie, items, over, temperature), items
+
+
+def batch_of(rows: list[list[tuple[int, int]]]):
+    """One packed batch of sequences of (token, level)."""
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    flat = np.array([pair for row in rows for pair in row])
+    sequences = TokenSequences(offsets, flat[:, 0].astype(np.int32), flat[:, 1].astype(np.int8))
+    (batch,) = packed_batches(sequences, 8, 1000, 0, np.random.default_rng(0))
+    return batch
+
+
+def one(logits, chosen: int):
+    """Cross-entropy of one row of logits."""
+    return cross_entropy(logits[None], torch.tensor([chosen]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_a_code_competes_with_the_codes_of_its_level(temperature):
+    model = Table(30)
+    loss, _ = code_loss(model, [[0, 0], [0, 2], [1, 1]], temperature=temperature)
+    batch = batch_of([[(1, GIVEN), (10, 0), (22, 1)], [(5, GIVEN), (11, 0), (20, 1)], [(1, GIVEN), (7, TEXT)]])
+    logits = model.logits / temperature
+    by_hand = (
+        one(logits[1, [11, 10]], 1) + one(logits[10, [20, 21, 22]], 2)
+        + one(logits[5, [11, 10]], 0) + one(logits[11, [20, 21, 22]], 0)
+        + one(logits[1], 7)  # text competes with everything
+    )  # fmt: skip
+    assert loss(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    everything, _ = code_loss(model, [[0, 0], [0, 2], [1, 1]], "vocabulary", temperature)
+    by_hand = sum(one(logits[before], token) for before, token in [(1, 10), (10, 22), (5, 11), (11, 20), (1, 7)])
+    assert everything(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_the_end_competes_where_codes_vary_in_length():
+    model = Table(30)
+    batch = batch_of([[(1, GIVEN), (10, 0), (END_ID, 1)], [(1, GIVEN), (10, 0), (21, 1)]])
+    loss, items = code_loss(model, [[0, 0], [1, -1], [1, 1]])
+    assert items.ids.tolist() == [[11, 20], [10, END_ID], [10, 21]]
+    first, second = model.logits[1, [11, 10]], model.logits[10, [20, 21, 22, END_ID]]
+    by_hand = 2 * one(first, 1) + one(second, 3) + one(second, 1)
+    assert loss(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    loss(batch).backward()
+    assert set(model.logits.grad[1].nonzero()[:, 0].tolist()) == {10, 11}  # never the end on the first level
+    assert set(model.logits.grad[10].nonzero()[:, 0].tolist()) == {END_ID, 20, 21, 22}
+
+
+def test_a_low_temperature_weighs_hard_negatives_more():
+    """LETTER, section 3.3: of the push against wrong codes, a larger share falls on the likeliest."""
+
+    def push(temperature):
+        model = Table(30)
+        with torch.no_grad():
+            model.logits[10, 20:23] = torch.tensor([1.0, 0.0, -1.0])
+        loss, _ = code_loss(model, [[0, 0], [1, 1], [1, 2]], temperature=temperature)
+        loss(batch_of([[(1, GIVEN), (10, GIVEN), (22, 1)]])).backward()
+        hard, easy = model.logits.grad[10, 20:22].tolist()
+        return hard / easy
+
+    assert push(0.5) > push(1.0) > push(2.0) > 1
+    assert push(1.0) == pytest.approx(np.e, rel=1e-4)
+
+
+def test_over_the_vocabulary_it_is_the_loss_of_transformers():
+    """Packed rows and pairs give the sum that the models' own ``labels`` give, sequence by sequence."""
+    rng = np.random.default_rng(0)
+    rows = [[(1, GIVEN), *[(int(t), 0) for t in rng.integers(10, 30, size)]] for size in (3, 5, 2)]
+    model = tiny_llama(30, layers=2, dim=16, heads=2, feedforward=32)
+    ours, _ = code_loss(model, [[0, 0], [0, 2], [1, 1]], "vocabulary", adapter=CausalTokens)
+    theirs = 0.0
+    for row in rows:
+        tokens, levels = torch.tensor(row).T
+        labels = torch.where(levels == GIVEN, -100, tokens)
+        theirs += model(tokens[None], labels=labels[None]).loss.item() * (len(row) - 1)
+    assert ours(batch_of(rows)).item() == pytest.approx(theirs, rel=1e-5)
+
+    model = tiny_t5(30, layers=1, dim=16, heads=2, feedforward=32)
+    ours, _ = code_loss(model, [[0, 0], [0, 2], [1, 1]], "vocabulary", adapter=Seq2SeqTokens)
+    prompts, answers = TokenSequences.of([[1, 5, 6], [1, 7]]), TokenSequences.of([[10, 21], [11, 20]], 0)
+    (batch,) = pair_batches(prompts, answers, model.config.decoder_start_token_id, 10, 0, rng)
+    theirs = sum(
+        model(torch.tensor([prompt]), labels=torch.tensor([answer])).loss.item() * 2
+        for prompt, answer in zip(lists(prompts), lists(answers), strict=True)
+    )
+    assert ours(batch).item() == pytest.approx(theirs, rel=1e-5)
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+INDEX = {"builder": "residual", "levels": 2, "codes": 16}
+LEARNING = {
+    "bf16": False, "layers": 1, "width": 32, "heads": 2, "feedforward": 64, "learning_rate": 5e-3, "dropout": 0.1,
+    "max_history": 8, "averaging": 0.9, "epochs": 12, "validate_every": 99, "batch_tokens": 2048, "index": INDEX,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory):
+    """``ndcg(name, **config)`` on data with something to learn."""
+    data = synthetic.generate(num_users=200, num_items=60, seed=5)
+    split, kit = leave_one_out(data), Kit(tmp_path_factory.mktemp("kit"))
+
+    def ndcg(name: str, **config) -> float:
+        method = registry.get(name)(registry.configure(name, config))
+        method.fit(split.train, kit.context())
+        return selection_value(Full(), evaluate(method, split.test, Full(), 60).ranks)
+
+    return ndcg("popularity"), ndcg
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("tiger", {"architecture": "decoder_only"}),
+        ("tiger", {"rows": 32, "max_history": 4, "dropout": 0.0, "index": {**INDEX, "levels": 1, "codes": 60}}),
+        ("lc_rec", {"text_examples": 100}),
+        (
+            "p5_cid",
+            {
+                "architecture": "decoder_only",
+                "epochs": 60,
+                "index": {"clusters": 4, "cluster_limit": 12},
+                "user_buckets": 0,
+            },
+        ),
+    ],
+    ids=["decoder_only", "encoder_decoder", "lc_rec", "p5_cid"],
+)
+def test_learned_methods_beat_popularity(learnable, name, config):
+    popularity, ndcg = learnable
+    assert ndcg(name, **{**LEARNING, **config}) > 1.5 * popularity
+
+
+# --- bad input, suites ---------------------------------------------------------------------------------------------
+
+
+def test_one_clear_line_for_what_cannot_work(kit):
+    with pytest.raises(InputError, match=r"gone\.json does not exist: an index file is needed$"):
+        kit.fit(tiger(kit, index={"builder": "file", "path": str(kit.folder / "gone.json")}), [[0, 1]])
+    with pytest.raises(InputError, match=r"has no code for 1 items, such as '3'"):
+        kit.fit(tiger(kit, index=kit.index({key: FOUR[key] for key in "012"})), [[0, 1]])
+    (kit.folder / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=r"broken\.json is not usable JSON"):
+        kit.fit(tiger(kit, index={"builder": "file", "path": str(kit.folder / "broken.json")}), [[0, 1]])
+    for values, message in (
+        ({"architecture": "decoder_only", "heads": 3}, r"^tiger: heads=3 must divide width=128$"),
+        ({"index": {"bilder": "rqvae"}}, r"Unknown setting of tiger\.index 'bilder'\. Did you mean: builder"),
+        ({"index": {"builder": "file"}}, r"path is for builder=file, which needs one"),
+        ({"temperature": 0}, r"tiger\.temperature = 0"),
+        ({"loss_over": "everything"}, r"tiger\.loss_over = 'everything'"),
+        ({"user_buckets": -1}, r"tiger\.user_buckets = -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            registry.configure("tiger", values)
+    with pytest.raises(InputError, match=r"must be a multiple of twice heads=16"):
+        kit.fit(tiger(kit, architecture="decoder_only", heads=16), [[0, 1]])
+
+
+def test_suites_of_the_language_model_tiers():
+    """Configured, not run: the base tier's models are adapted by LoRA, and the papers' values stand in the other."""
+    base = {cell.label: cell for cell in cells(read_suite(ROOT / "suites" / "generative_base.yaml"))}
+    assert {cell.scale for cell in base.values()} == {"base"}
+    assert {cell.dataset for cell in base.values()} == {"ml-100k"}
+    assert set(base) == {"lc_rec", "letter_lc_rec", "tiger", "letter_tiger"}
+    assert all(base[name].config.lora.r >= 8 for name in ("lc_rec", "letter_lc_rec"))
+
+    paper = {cell.label: cell.config for cell in cells(read_suite(ROOT / "suites" / "generative_paper.yaml"))}
+    assert set(paper) == {"tiger", "letter_tiger", "lc_rec", "letter_lc_rec", "p5_cid"}
+    assert all(config.max_history == 20 and config.beam == 20 for config in paper.values())
+    assert all(config.loss_over == "vocabulary" for config in paper.values())
+    lc_rec, letter, cid, tigers = paper["lc_rec"], paper["letter_lc_rec"], paper["p5_cid"], paper["tiger"]
+    assert (lc_rec.learning_rate, lc_rec.weight_decay, lc_rec.warmup, lc_rec.epochs) == (5e-5, 0.01, 0.01, 4)
+    assert (lc_rec.lora, lc_rec.examples, len(lc_rec.tasks)) == (None, "prefix", 6)
+    assert (letter.lora.r, letter.lora.alpha, letter.learning_rate, letter.tasks) == (8, 32, 1e-4, ("sequence",))
+    assert (cid.learning_rate, cid.epochs, cid.rows) == (1e-3, 20, 64)
+    assert (tigers.layers, tigers.width, tigers.heads, tigers.feedforward) == (4, 128, 6, 1024)
+    assert (tigers.index.levels, tigers.index.collisions, tigers.user_buckets) == (3, "counter", 2000)
