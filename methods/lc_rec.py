@@ -90,7 +90,13 @@ class LCRec(Generative):
         tokenizer = self.backbone.tokenizer
         self.items = ItemTokens.of(self.index, self.code_ids, tokenizer.eos_token_id)
         self.writer = ExampleWriter(
-            tokenizer, train.items, self.items, config.max_history, config.max_text, config.text_examples
+            tokenizer,
+            train.items,
+            self.items,
+            config.max_history,
+            config.max_text,
+            config.text_examples,
+            config.window,
         )
         self.pad = tokenizer.pad_token_id
         if tiny:  # a pre-trained model is not disturbed
@@ -128,9 +134,10 @@ class LCRec(Generative):
         yield from packed_batches(examples, self._row_tokens(), self.config.batch_tokens, self.pad, rng)
 
     def _row_tokens(self) -> int:
-        """Tokens of a full history with its item separators, and its wording."""
+        """Tokens of the longest training sequence with its item separators, and its wording."""
         item = self.index.num_levels + int(self.writer.separator.lengths[0])
-        return (self.config.max_history + 1) * item + int(self.writer.sequence.before.lengths.max()) + 1
+        longest = max(self.config.window or 0, self.config.max_history)
+        return (longest + 1) * item + int(self.writer.sequence.before.lengths.max()) + 1
 
     def _words(self, train: TrainView) -> list[str]:
         """Texts that tier tiny's vocabulary is made of: titles, categories, and our wordings."""

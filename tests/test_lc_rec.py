@@ -113,6 +113,13 @@ def test_histories_are_cut_to_the_most_recent_items(writer):
     )
 
 
+def test_a_training_sequence_may_be_longer_than_a_history(writer):
+    writer.max_history, writer.window = 1, 3
+    assert read(writer, writer.sequences(make_histories([[0, 1, 2, 3]]), True, rng())) == [
+        f"<s> history {CODES[0]} , {learned(1)} , {learned(2)} , {learned(3)} ,"
+    ]
+
+
 def test_both_forms_of_the_sequence_task_have_the_same_targets(writer):
     histories = make_histories([[0, 1, 2, 3, 0, 2, 1], [3], [2, 0, 1]])
 

@@ -50,6 +50,7 @@ class ExampleWriter:
     max_history: int
     max_text: int  # tokens of one item's text
     cap: int  # examples of each text task an epoch
+    window: int | None = None  # items of a training sequence that is one example; None: max_history
 
     def __post_init__(self) -> None:
         bos = self.tokenizer.bos_token_id
@@ -117,7 +118,7 @@ class ExampleWriter:
     def sequences(self, sequences: Histories, open_end: bool, rng: np.random.Generator) -> TokenSequences:
         """Sequential recommendation: codes to code."""
         if open_end:
-            rows = training_windows(sequences, self.max_history, rng)
+            rows = training_windows(sequences, self.window or self.max_history, rng)
             which = rng.integers(0, len(self.open_sequence), len(rows))
             return self.open_sequence.ask(self.items.histories(rows, learn=True, separator=self.separator), which)
         rows = training_prefixes(sequences, self.max_history)
