@@ -1,7 +1,9 @@
 """What generative methods share: prompts and examples of TIGER, the loss over codes by hand, real items, suites."""
 
 import json
+import shlex
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from genrec_bench.benchmark.evaluate import evaluate
 from genrec_bench.benchmark.protocols import Full, selection_value
-from genrec_bench.benchmark.suite import cells, read_suite
+from genrec_bench.benchmark.suite import cells, parse_settings, read_suite
 from genrec_bench.datasets import synthetic
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import TrainView
@@ -408,3 +410,34 @@ def test_suites_of_the_language_model_tiers():
     assert (cid.learning_rate, cid.epochs, cid.rows) == (1e-3, 20, 64)
     assert (tigers.layers, tigers.width, tigers.heads, tigers.feedforward) == (4, 128, 6, 1024)
     assert (tigers.index.levels, tigers.index.collisions, tigers.user_buckets) == (3, "counter", 2000)
+
+
+# --- docs/generative.md --------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "generative.md").read_text()
+
+
+def test_the_page_s_method_of_ones_own_works(kit):
+    (kit.folder / "gpt_rec.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
+    registry.load_plugin(kit.folder / "gpt_rec.py")
+
+    def make():
+        values = {"bf16": False, "width": 16, "epochs": 2, "index": kit.index(FOUR)}
+        return registry.get("gpt_rec")(registry.configure("gpt_rec", values))
+
+    method = make()
+    kit.fit(method, [[0, 1, 2, 3], [3, 0, 1]])
+    assert sorted(method.recommend(make_histories([[0, 1]]), 4).items[0].tolist()) == [0, 1, 2, 3]
+    kit.check_saved(method, make())
+
+
+def test_the_page_s_settings_are_settings():
+    runs = [line.partition("  #")[0] for line in PAGE.splitlines() if line.startswith("genrec-bench run")]
+    assert len(runs) >= 10
+    for words in map(shlex.split, runs):
+        for path in (word for word in words if word.endswith(".yaml")):
+            assert read_suite(ROOT / path).methods
+        pairs = [after for before, after in pairwise(words) if before == "--set"]
+        for name, values in parse_settings(pairs).items():
+            assert name in words
+            registry.configure(name, values)
