@@ -150,6 +150,6 @@ class LCRec(Generative):
     def _check_text(self, train: TrainView) -> None:
         if set(self.config.tasks) - {"sequence"} and not (train.items["title"] != "").any():
             raise InputError(
-                f"lc_rec: none of the {train.num_items} items has a title, which the text tasks need; "
-                "run the sequence task alone: --set 'lc_rec.tasks=[sequence]'"
+                f"{self.published_as}: none of the {train.num_items} items has a title, which the text tasks need; "
+                "run the sequence task alone: tasks=[sequence]"
             )

@@ -311,8 +311,10 @@ def equal(one, other) -> bool:
 
 
 def test_items_without_titles(tmp_path, setting):
-    with pytest.raises(InputError, match=r"none of the 4 items has a title.*--set 'lc_rec\.tasks=\[sequence\]'$"):
-        method_of(tmp_path).fit(view([""] * 4), setting())
+    for name in ("lc_rec", "letter_lc_rec"):
+        published = registry.get(name).published_as
+        with pytest.raises(InputError, match=rf"^{published}: none of the 4 items has a title.* tasks=\[sequence\]$"):
+            method_of(tmp_path, name, tasks=["sequence", "search"]).fit(view([""] * 4), setting())
     method = method_of(tmp_path, tasks=["sequence"])
     method.fit(view([""] * 4), setting())
     answers(method)
