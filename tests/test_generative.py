@@ -347,7 +347,17 @@ def learnable(tmp_path_factory):
     ("name", "config"),
     [
         ("tiger", {"architecture": "decoder_only"}),
-        ("tiger", {"rows": 32, "max_history": 4, "dropout": 0.0, "index": {**INDEX, "levels": 1, "codes": 60}}),
+        (
+            "tiger",
+            {
+                "rows": 48,
+                "epochs": 10,
+                "learning_rate": 1e-2,
+                "max_history": 4,
+                "dropout": 0.0,
+                "index": {**INDEX, "levels": 1, "codes": 60},
+            },
+        ),
         ("lc_rec", {"text_examples": 100}),
         (
             "p5_cid",
