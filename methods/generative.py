@@ -27,7 +27,7 @@ class GenerativeConfig(TrainingConfig):
     index: IndexConfig = Field(default_factory=IndexConfig)
     max_history: PositiveInt = 20  # most recent items a prompt holds (all papers of this family)
     window: PositiveInt | None = None  # items of a training sequence; longer ones are cut; None: max_history
-    loss_over: LossOver = "level"  # a code competes with the codes of its level, or with the whole vocabulary
+    loss_over: LossOver = "level"  # what a code competes with: the trie's continuations, its level, the vocabulary
     temperature: PositiveFloat = 1.0  # of the loss; LETTER tunes it
     normalise: Normalise | None = None  # of decoding; None: over what the loss was
     beam: PositiveInt = 20  # beams, and items returned (all papers of this family)

@@ -24,7 +24,16 @@ from genrec_bench.methods.popularity import Popularity
 from genrec_bench.methods.scoring import Scorer
 
 SMALL_INDEX = {"codes": 8, "hidden": [16], "dim": 8, "epochs": 2}
-SMALL_MODEL = {"bf16": False, "layers": 1, "width": 16, "heads": 1, "feedforward": 32, "epochs": 3, "max_history": 4, "batch_tokens": 20_000}
+SMALL_MODEL = {
+    "bf16": False,
+    "layers": 1,
+    "width": 16,
+    "heads": 1,
+    "feedforward": 32,
+    "epochs": 3,
+    "max_history": 4,
+    "batch_tokens": 20_000,
+}
 TINY = {
     "tiger": {**SMALL_MODEL, "index": SMALL_INDEX, "rows": 2048},
     "letter_tiger": {

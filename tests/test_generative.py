@@ -280,6 +280,35 @@ def test_the_end_competes_where_codes_vary_in_length():
     assert set(model.logits.grad[10].nonzero()[:, 0].tolist()) == {END_ID, 20, 21, 22}
 
 
+def test_over_the_trie_a_code_competes_with_what_leads_to_items():
+    model = Table(30)
+    batch = batch_of(
+        [[(1, GIVEN), (10, 0), (END_ID, 1)], [(1, GIVEN), (10, 0), (21, 1)], [(1, GIVEN), (11, 0), (20, 1)]]
+    )
+    loss, _ = code_loss(model, [[0, 0], [1, -1], [1, 1]], "trie")
+    first, second = model.logits[1, [11, 10]], model.logits[10, [21, END_ID]]  # nothing but 20 follows 11: no choice
+    by_hand = 2 * one(first, 1) + one(first, 0) + one(second, 1) + one(second, 0)
+    assert loss(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    one_item, _ = code_loss(model, [[1, 1]], "trie")
+    assert one_item(batch_of([[(1, GIVEN), (10, 0), (21, 1)]])).item() == 0.0
+
+
+@pytest.mark.parametrize("mode", ["sequence", "prefix", "encoder_decoder"])
+def test_over_the_trie_the_probabilities_of_all_items_sum_to_one(kit, mode):
+    """For one history, exp(-loss) of each item as the target adds up to 1: with any other set it falls short."""
+    how = {"architecture": mode} if mode == "encoder_decoder" else {"architecture": "decoder_only", "examples": mode}
+    codes = kit.index({**FOUR, "4": ["<a_1>", "<b_7>"], "5": ["<a_9>", "<b_7>"]})
+    method = tiger(kit, loss_over="trie", index=codes, **how)
+    kit.fit(method, [[0, 1, 2, 3], [3, 0, 1]], num_items=6)
+    histories = [[0, item] for item in range(kit.train.num_items)]
+    losses = []
+    for row in histories:
+        (batch,) = method._batches(make_histories([row]), np.random.default_rng(0))
+        with torch.no_grad():
+            losses.append(method.loss()(batch).item())
+    assert np.exp(-np.array(losses)).sum() == pytest.approx(1.0, abs=1e-4)
+
+
 def test_a_low_temperature_weighs_hard_negatives_more():
     """LETTER, section 3.3: of the push against wrong codes, a larger share falls on the likeliest."""
 

@@ -18,7 +18,7 @@ from genrec_bench.methods.language.batches import Packed, Pairs
 from genrec_bench.methods.language.sequences import GIVEN, TEXT, TokenSequences, join, stack
 from genrec_bench.methods.next_item import windows
 
-LossOver = Literal["level", "vocabulary"]
+LossOver = Literal["trie", "level", "vocabulary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,43 +101,63 @@ def _spans(sequences: Histories, users: np.ndarray, starts: np.ndarray, ends: np
 class CodeLoss:
     """Summed cross-entropy of a batch's targets.
 
-    Code tokens compete with the codes of their level (``over="level"``) or with the whole vocabulary; text always with
-    the whole vocabulary. Logits are divided by ``temperature`` first: LETTER's ranking-guided loss (section 3.3), which
+    A code token competes with the codes that continue its prefix to a real item (``over="trie"``: the probabilities of
+    all items sum to one), with the codes of its level ("level"), or with the whole vocabulary; text always with the
+    whole vocabulary. Logits are divided by ``temperature`` first: LETTER's ranking-guided loss (section 3.3), which
     below 1 weighs hard negatives more.
     """
 
     def __init__(
         self, model: nn.Module, adapter: type, trie: ItemTrie, items: ItemTokens, over: LossOver, temperature: float
     ):
-        self.model, self.adapter, self.over, self.temperature = model, adapter, over, temperature
-        end_id = items.end_id if trie.variable else None
-        self.levels = CodeTokens(trie, items.by_level, end_id, trie.device).levels
+        self.model, self.adapter, self.trie, self.over, self.temperature = model, adapter, trie, over, temperature
+        self.codes = CodeTokens(trie, items.by_level, items.end_id if trie.variable else None, trie.device)
+        self.sorted = [ids.sort() for ids in self.codes.levels]
 
     def __call__(self, batch: Packed | Pairs) -> Tensor:
         """The loss, a scalar with a gradient."""
         tokens: TokenModel = self.adapter(self.model)
         if isinstance(batch, Packed):
-            hidden = packed_states(self.model, batch)
+            states, read, at = packed_states(self.model, batch), batch.tokens.flatten(), batch.at
             targets, levels = batch.targets, batch.levels
         else:
-            learned = batch.levels != GIVEN
-            hidden = answer_states(self.model, batch)[learned]
-            targets, levels = batch.answers[learned], batch.levels[learned].long()
+            at = (batch.levels != GIVEN).flatten().nonzero()[:, 0]
+            states, read = answer_states(self.model, batch).flatten(0, 1)[at], batch.decoder.flatten()
+            targets, levels = batch.answers.flatten()[at], batch.levels.flatten()[at].long()
         if self.over == "vocabulary":
-            return self._cross_entropy(tokens.logits(hidden, None), targets)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for level in range(TEXT, len(self.levels)):
+            return self._cross_entropy(tokens.logits(states, None), targets)
+        text = (levels == TEXT).nonzero()[:, 0]
+        total = states.new_zeros((), dtype=torch.float32)
+        if len(text):
+            total = total + self._cross_entropy(tokens.logits(states[text], None), targets[text])
+        for level in range(len(self.codes.levels)):
             chosen = (levels == level).nonzero()[:, 0]
-            if not len(chosen):
-                continue
-            if level == TEXT:
-                total = total + self._cross_entropy(tokens.logits(hidden[chosen], None), targets[chosen])
-                continue
-            ids = self.levels[level]
-            order = torch.argsort(ids)
-            code = order[torch.searchsorted(ids[order], targets[chosen])]
-            total = total + self._cross_entropy(tokens.logits(hidden[chosen], ids), code)
+            if self.over == "trie":
+                chosen, closed = self._open_choices(read, at, chosen, level)
+            logits = tokens.logits(states[chosen], self.codes.levels[level])
+            if self.over == "trie":
+                logits = logits.float().masked_fill(closed, -torch.inf)
+            total = total + self._cross_entropy(logits, self._places(level, targets[chosen]))
         return total
+
+    def _open_choices(self, read: Tensor, at: Tensor, chosen: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Those of ``chosen`` whose prefix has several continuations, and (n, K_l) bool, true at what is none.
+
+        The prefix of a target of level l is the l tokens read up to the position that predicts it.
+        """
+        nodes = torch.zeros_like(chosen)
+        for depth in range(level):
+            nodes = self.trie.descend(depth, nodes, self._places(depth, read[at[chosen] - level + 1 + depth]))
+        several = (self.trie.children(level, nodes)[2].sum(-1) > 1).nonzero()[:, 0]
+        codes, _, real = self.trie.children(level, nodes[several])
+        places = torch.where(real, self.codes.places(level, codes), len(self.codes.levels[level]))  # a spare column
+        closed = torch.ones(len(several), len(self.codes.levels[level]) + 1, dtype=torch.bool, device=places.device)
+        return chosen[several], closed.scatter_(1, places, False)[:, :-1]
+
+    def _places(self, level: int, tokens: Tensor) -> Tensor:
+        """Places of vocabulary ids among those of the level."""
+        ids, order = self.sorted[level]
+        return order[torch.searchsorted(ids, tokens)]
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits.float() / self.temperature, targets, reduction="sum")
