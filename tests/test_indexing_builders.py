@@ -238,3 +238,9 @@ def test_spectral_clusters_are_scikit_learns(dense, monkeypatch):
     graph = co_occurrence(make_histories(rows), 120)
     theirs = SpectralClustering(4, affinity="precomputed", assign_labels="cluster_qr", random_state=0)
     assert spectral_clusters(graph, 4, seed=0).tolist() == theirs.fit_predict(graph.toarray() + 1e-6).tolist()
+
+
+def test_collaborative_tells_few_seen_items_from_unseen_ones():
+    """Too few seen items for a split have one token each, as unseen ones have: not the same."""
+    index = collaborative_index(make_histories([[0, 2], [2, 4]]), 6, clusters=4, limit=10, seed=0)
+    assert sorted(index.strings(item)[0] for item in range(6)) == [f"<CI {number}>" for number in range(6)]

@@ -1,16 +1,16 @@
 """Counting methods by hand on five items, learned ones against popularity, the registry and plugins."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_data, make_histories
+from test_contract import TINY as CONTRACT
 
 from genrec_bench.benchmark.evaluate import evaluate, validation_ranks
 from genrec_bench.benchmark.protocols import Full, selection_value
-from genrec_bench.datasets import synthetic
+from genrec_bench.datasets import store, synthetic
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import TrainView
 from genrec_bench.datasets.splits import leave_one_out
@@ -19,7 +19,10 @@ from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.base import Context, Method
 from genrec_bench.methods.checkpoint import Checkpoint
 
-TINY = {name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec")}
+TINY = {
+    **{name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec")},
+    **{name: values for name, values in CONTRACT.items() if "index" in values},  # the generative ones
+}
 ROWS = [[0, 1, 2], [0, 1], [3, 1, 2]]
 
 
@@ -28,10 +31,10 @@ def view_of(rows, num_items=5) -> TrainView:
     return TrainView(data.num_users, data.items, data.sequences)
 
 
-def fitted(name: str, train: TrainView, validate=lambda method: 0.5, **config) -> Method:
+def fitted(name: str, train: TrainView, validate=lambda method, users=0: 0.5, **config) -> Method:
     method = registry.get(name)(registry.configure(name, config))
     torch.manual_seed(0)
-    method.fit(train, Context(0, "cpu", "tiny", Checkpoint(None), ArtefactCache(Path("unused")), validate))
+    method.fit(train, Context(0, "cpu", "tiny", Checkpoint(None), ArtefactCache(store.home() / "artefacts"), validate))
     return method
 
 
@@ -102,7 +105,7 @@ def learnable():
     split = leave_one_out(data)
 
     def ndcg(name: str, **config) -> float:
-        def validate(method):
+        def validate(method, users=0):
             return selection_value(Full(), validation_ranks(method, split.valid, Full(), 60))
 
         method = fitted(name, split.train, validate, **config)

@@ -48,7 +48,8 @@ def collaborative_index(sequences: Histories, num_items: int, clusters: int, lim
             counter += 1
         first_level = first_level or len(parts)
         waiting.extend(parts)
-    _name_unseen(paths, np.setdiff1d(np.arange(num_items), seen), first_level, limit)
+    alone = 0 if first_level else len(seen)  # without a split, seen items have a single token as well
+    _name_unseen(paths, np.setdiff1d(np.arange(num_items), seen), first_level, alone, limit)
     codes = np.full((num_items, max(map(len, paths))), -1, dtype=np.int32)
     for item, path in enumerate(paths):
         codes[item, : len(path)] = path
@@ -58,10 +59,10 @@ def collaborative_index(sequences: Histories, num_items: int, clusters: int, lim
     return index
 
 
-def _name_unseen(paths: list[list[int]], unseen: np.ndarray, first_level: int, limit: int) -> None:
-    if len(unseen) <= limit:
+def _name_unseen(paths: list[list[int]], unseen: np.ndarray, first_level: int, alone: int, limit: int) -> None:
+    if alone + len(unseen) <= limit:
         for position, item in enumerate(unseen):
-            paths[item].append(position)
+            paths[item].append(alone + position)
         return
     if len(unseen) > (limit - first_level) * limit:
         raise InputError(
