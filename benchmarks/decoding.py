@@ -40,7 +40,7 @@ from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 
 LEVELS, CODES, SPECIALS, HISTORY = 4, 256, 3, 20
-BEAUTY = Path("/work/shared/data/amazon2014-beauty")
+BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon2014-beauty"
 CALLBACK = "generate + callback"
 Found = tuple[np.ndarray, np.ndarray]  # codes (B, W, L), -1 where short; scores (B, W)
 

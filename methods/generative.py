@@ -4,7 +4,6 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from genrec_bench.datasets.interactions import Histories, TrainView
@@ -123,8 +122,5 @@ class Generative(Method):
 
     def _build(self, index: ItemIndex, train: TrainView, context: Context) -> None:
         self.index = index
-        popular_first = np.lexsort((np.arange(train.num_items), -train.item_counts()))
-        order = np.empty(train.num_items, dtype=np.int64)
-        order[popular_first] = np.arange(train.num_items)
-        self.trie = ItemTrie.from_index(index, order).to(context.device)
+        self.trie = ItemTrie.from_index(index, order=-train.item_counts()).to(context.device)  # popular items first
         self.make_model(train, context)

@@ -31,7 +31,7 @@ PAD, START, END, CODES = 0, 1, 2, 3  # vocabulary: three special tokens, then th
 
 
 class TigerConfig(GenerativeConfig):
-    """Sizes of the paper (section 4); training tuned on validation."""
+    """Sizes of the paper (section 4); suites/ has values of a data set that were chosen on validation."""
 
     architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
     index: IndexConfig = Field(default_factory=lambda: IndexConfig(builder="rqvae", levels=3, collisions="counter"))

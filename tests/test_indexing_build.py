@@ -1,6 +1,7 @@
 """Index files and the one entry: bad input, the cache, the gate."""
 
 import gzip
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from genrec_bench.methods.indexing.files import read_item_index, write_item_inde
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 from genrec_bench.methods.indexing.quality import PoorIndex
 
-PUBLISHED = sorted(Path("/work/shared/data").glob("*/codes.json.gz"))
+PUBLISHED = sorted((Path(__file__).parents[2] / "shared" / "data").glob("*/codes.json.gz"))
 TINY_NETWORK = {"hidden": (16,), "dim": 8, "epochs": 2, "codes": 16, "levels": 3}
 
 
@@ -197,6 +198,19 @@ def test_items_without_text(context):
     data = make_data([[0, 1, 2, 3], [3, 2, 1, 0]], titles=["", "", "", ""])
     with pytest.raises(InputError, match="random, collaborative, file"):
         build_index(leave_one_out(data).train, context, IndexConfig())
+
+
+def test_a_file_is_found_by_name_and_known_by_its_hash(train, context, home):
+    """Also where the index of that very file is in the cache already."""
+    path = home / "indices" / "letter.index.json"
+    path.parent.mkdir()
+    write(path.parent, {str(item): [f"<a_{item}>"] for item in range(train.num_items)}, path.name)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    named = IndexConfig(builder="file", path=path.name)
+    index = build_index(train, context, named)
+    assert build_index(train, context, named.model_copy(update={"sha256": digest})).sha256 == index.sha256
+    with pytest.raises(InputError, match=f"has sha256 {digest}, but index.sha256 is 00: it is another file"):
+        build_index(train, context, named.model_copy(update={"sha256": "00"}))
 
 
 @pytest.mark.parametrize(

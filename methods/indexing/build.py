@@ -70,6 +70,7 @@ def build_index(
     replaces the text vectors that ``config.vectors`` names. Raises InputError for inputs that do not fit, PoorIndex
     where the finished index is below the config's thresholds.
     """
+    _check_file(config)  # before the cache may answer with the index of another file
     builder = BUILDERS[config.builder]
     inputs = _gather(builder, train, context, config, checkpoint, vectors)
 
@@ -172,18 +173,17 @@ def _collaborative(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
 
 def _file(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
     config = inputs.config
-    _check_file(_required(config.file), config.sha256)
     index = read_item_index(_required(config.file), inputs.train.items["item_id"].tolist())
     index = with_counter(index) if config.policy == "counter" else index
     return _trimmed(index, config), {}
 
 
-def _check_file(file: Path, sha256: str | None) -> None:
+def _check_file(config: IndexConfig) -> None:
     """Raise InputError where the file is not the one that the config means."""
-    if sha256 is not None and file.is_file() and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
-        raise InputError(
-            f"{file} has sha256 {found[:12]}…, but the config's index.sha256 is {sha256[:12]}…: another file"
-        )
+    if config.sha256 is None or (file := config.file) is None or not file.is_file():
+        return
+    if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != config.sha256:
+        raise InputError(f"{file} has sha256 {found}, but index.sha256 is {config.sha256}: it is another file")
 
 
 def _from_quantised(quantised: Quantised, config: IndexConfig) -> tuple[ItemIndex, dict[str, Any]]:

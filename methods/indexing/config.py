@@ -86,9 +86,11 @@ class IndexConfig(BaseModel):
     @property
     def file(self) -> Path | None:
         """Where the index file is."""
-        if self.path is None or Path(self.path).name != self.path or Path(self.path).exists():
-            return None if self.path is None else Path(self.path).expanduser()
-        return home() / "indices" / self.path
+        if self.path is None:
+            return None
+        here = Path(self.path).expanduser()
+        is_name = here.name == self.path and not here.exists()
+        return home() / "indices" / self.path if is_name else here
 
     @property
     def policy(self) -> str:

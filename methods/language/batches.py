@@ -2,7 +2,7 @@
 
 Decoder-only models learn from rows that hold several sequences, each seeing only itself (block-diagonal causal
 attention, positions counted from its own start). One row per prefix, padded to the longest of its batch, as the
-methods' own repositories train, costs 18 times the positions on Amazon Beauty for the same targets.
+methods' own repositories train, costs 17 times the positions on Amazon Beauty for the same targets.
 """
 
 from collections.abc import Iterator
