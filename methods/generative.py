@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context, Method, Ranking
+from genrec_bench.methods.base import Context, Method, Ranking, Rate
 from genrec_bench.methods.decoding.ranking import decode
 from genrec_bench.methods.decoding.tokens import Normalise
 from genrec_bench.methods.decoding.trie import ItemTrie
@@ -26,6 +26,7 @@ class GenerativeConfig(TrainingConfig):
     index: IndexConfig = Field(default_factory=IndexConfig)
     max_history: PositiveInt = 20  # most recent items a prompt holds (all papers of this family)
     window: PositiveInt | None = None  # items of a training sequence; longer ones are cut; None: max_history
+    thinning: Rate = 0.0  # examples=sequence: highest share of a sequence's items left out, at random, each epoch
     loss_over: LossOver = "level"  # what a code competes with: the trie's continuations, its level, the vocabulary
     temperature: PositiveFloat = 1.0  # of the loss; LETTER tunes it
     normalise: Normalise | None = None  # of decoding; None: over what the loss was

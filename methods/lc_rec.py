@@ -52,6 +52,7 @@ class LCRecConfig(GenerativeConfig):
     width: PositiveInt = 128
     heads: PositiveInt = 4
     feedforward: PositiveInt = 512
+    tied: bool = True  # one matrix reads and writes tokens
     max_text: PositiveInt = 32  # tokens of an item's text
     text_examples: PositiveInt = (
         20_000  # of each text task, an epoch (the paper samples fusion: 20,000 for Instruments)
@@ -75,16 +76,17 @@ class LCRec(Generative):
         self._check_text(train)
         name = config.backbone or BACKBONES[context.scale]
         tiny = name == "tiny"
+        sizes: dict[str, Any] = {
+            "texts": self._words(train),
+            "layers": config.layers,
+            "dim": config.width,
+            "heads": config.heads,
+            "feedforward": config.feedforward,
+            "tie": config.tied,
+        }
         self.architecture = "causal"
         self.backbone = load_backbone(
-            name,
-            kind="causal",
-            device=context.device,
-            texts=self._words(train) if tiny else (),
-            seed=context.seed,
-            **{"layers": config.layers, "dim": config.width, "heads": config.heads, "feedforward": config.feedforward}
-            if tiny
-            else {},
+            name, kind="causal", device=context.device, seed=context.seed, **(sizes if tiny else {})
         )
         self.code_ids = add_code_tokens(self.backbone, self.index, seed=context.seed)
         tokenizer = self.backbone.tokenizer
@@ -97,6 +99,7 @@ class LCRec(Generative):
             config.max_text,
             config.text_examples,
             config.window,
+            config.thinning,
         )
         self.pad = tokenizer.pad_token_id
         if tiny:  # a pre-trained model is not disturbed

@@ -64,7 +64,7 @@ class P5CID(Tiger):
             return super().prompts(histories)
         users, row = np.unique(histories.users, return_inverse=True)
         before = self._encoded([BEFORE.format(user=user) for user in users]).select(row)
-        after = self._encoded([AFTER]).select(np.zeros(len(histories), dtype=np.int64))
+        after = self._encoded([AFTER]).repeated(len(histories))
         separator = self._encoded([", "])
         return join(before, self.items.histories(histories, separator=separator), after)
 

@@ -113,7 +113,7 @@ class Tiger(Generative):
     def _first(self, users: np.ndarray) -> TokenSequences:
         """The token before each user's items."""
         if not self.config.user_buckets:
-            return TokenSequences.of([[START]]).select(np.zeros(len(users), dtype=np.int64))
+            return TokenSequences.of([[START]]).repeated(len(users))
         buckets = TokenSequences.of([[self.first_bucket + number] for number in range(self.config.user_buckets)])
         return buckets.select(users * 2_654_435_761 % 2**32 % self.config.user_buckets)  # Knuth's hash
 
@@ -124,7 +124,7 @@ class Tiger(Generative):
     def _batches(self, sequences: Histories, rng: np.random.Generator) -> Iterator[Batch]:
         config = self.config
         if self.architecture == "causal" and config.examples == "sequence":
-            rows = training_windows(sequences, config.window or config.max_history, rng)
+            rows = training_windows(sequences, config.window or config.max_history, rng, config.thinning)
             examples = join(self._first(rows.users), self.items.histories(rows, learn=True))
             yield from packed_batches(examples, self._positions(), config.batch_tokens, self.pad, rng)
             return

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 from genrec_bench.methods.language.batches import pack, packed_batches, padded_batches, pair_batches
-from genrec_bench.methods.language.codes import ItemTokens, training_prefixes, training_windows
+from genrec_bench.methods.language.codes import ItemTokens, thinned, training_prefixes, training_windows
 from genrec_bench.methods.language.sequences import GIVEN, TEXT, TokenSequences, join, stack
 
 PAD, END = 0, 2
@@ -141,6 +141,22 @@ def test_windows_and_prefixes():
     windows = training_windows(rows, 3, np.random.default_rng(0))
     assert sorted(windows.row(b).tolist() for b in range(len(windows))) == [[1, 2, 3, 4], [6, 7]]
     assert sorted(windows.users.tolist()) == [3, 8]
+
+
+def test_thinning_leaves_out_a_share_of_the_items_and_keeps_their_order():
+    rows = make_histories([list(range(400)), [], [7]] + [list(range(40)) for _ in range(50)])
+    made = thinned(rows, 0.5, np.random.default_rng(0))
+    assert made.users.tolist() == rows.users.tolist()
+    assert all((np.diff(made.row(b)) > 0).all() for b in range(len(made)))
+    shares = 1 - made.lengths[3:] / 40
+    assert shares.max() < 0.75
+    assert 0.15 < shares.mean() < 0.35
+    assert shares.std() > 0.08  # each row has a share of its own
+    again = thinned(rows, 0.5, np.random.default_rng(1))
+    assert again.items.tolist() != made.items.tolist()
+    none_left_out = training_windows(rows, 30, np.random.default_rng(2))
+    assert np.array_equal(training_windows(rows, 30, np.random.default_rng(2), 0.0).items, none_left_out.items)
+    assert len(training_windows(rows, 30, np.random.default_rng(2), 0.5).items) < len(none_left_out.items)
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(1, 5))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genrec_bench.methods.decoding.tokens import Prompt
+from genrec_bench.methods.decoding.tokens import Prompt, unwrapped
 
 
 @dataclass
@@ -28,7 +28,7 @@ class CausalTokens:
     """A causal language model of transformers, bare or wrapped by peft (adapters stay active)."""
 
     def __init__(self, model: nn.Module):
-        bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        bare = unwrapped(model)
         self.config = bare.config.get_text_config(decoder=True)
         attention = self.config._attn_implementation
         if attention not in ("sdpa", "eager"):

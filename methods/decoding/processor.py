@@ -33,10 +33,6 @@ class TrieLogitsProcessor(LogitsProcessor):
     ):
         self.trie, self.prompt_length, self.pad_id = trie, prompt_length, pad_id
         self.tokens = CodeTokens(trie, token_ids, end_id, trie.device)
-        self.codes_of: list[tuple[Tensor, Tensor]] = []  # per level: token ids ascending, and the code of each
-        for ids, size in zip(self.tokens.levels, trie.level_sizes, strict=True):
-            ascending, place = ids.sort()
-            self.codes_of.append((ascending, torch.where(place < size, place, END)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids`` (R, t) int64 and ``scores`` (R, V), as ``generate`` hands them over; (R, V)."""
@@ -45,7 +41,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         nodes = torch.zeros(len(generated), dtype=torch.int64, device=scores.device)
         ended = torch.zeros_like(nodes, dtype=torch.bool)
         for depth in range(min(level, self.trie.num_levels)):
-            codes, known = self._codes(depth, generated[:, depth])
+            places, known = self.tokens.find(depth, generated[:, depth])
+            codes = self.tokens.codes(depth, places)
             ended |= codes == END
             nodes = torch.where(known & ~ended, self.trie.descend(depth, nodes, codes), -1)
         allowed = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
@@ -57,9 +54,3 @@ class TrieLogitsProcessor(LogitsProcessor):
         else:
             allowed[:, self.pad_id] = True
         return scores.masked_fill(~allowed[:, :-1], -torch.inf)
-
-    def _codes(self, level: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of tokens (R,) on a level, END included, and whether they are codes of it at all."""
-        ascending, codes = self.codes_of[level]
-        place = torch.searchsorted(ascending, tokens.contiguous()).clamp(max=len(ascending) - 1)
-        return codes[place], ascending[place] == tokens

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genrec_bench.methods.decoding.causal import additive, head_weight
-from genrec_bench.methods.decoding.tokens import Prompt
+from genrec_bench.methods.decoding.tokens import Prompt, unwrapped
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -31,7 +31,7 @@ class Seq2SeqTokens:
     """T5, Flan-T5 or mT5 for conditional generation, bare or wrapped by peft (adapters stay active)."""
 
     def __init__(self, model: nn.Module):
-        bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        bare = unwrapped(model)
         if not hasattr(bare.get_decoder(), "block"):
             raise ValueError(f"Tree decoding knows encoder-decoder models of the T5 family, not {type(bare).__name__}")
         self.config = bare.config

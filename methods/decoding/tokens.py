@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrec_bench.methods.decoding.trie import END, ItemTrie
 
@@ -54,6 +54,11 @@ class TokenModel(Protocol):
         """Logits (..., K) of the given vocabulary ids (K,) int64, or (..., V) of the whole vocabulary for None."""
 
 
+def unwrapped(model: nn.Module) -> Any:
+    """The Hugging Face model itself, where peft's adapters (which stay active) are wrapped around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
 class CodeTokens:
     """Vocabulary ids of every code of a trie.
 
@@ -66,16 +71,27 @@ class CodeTokens:
             raise ValueError(f"token_ids of {[len(i) for i in token_ids]} codes; levels hold {trie.level_sizes}")
         if trie.variable and end_id is None:
             raise ValueError("Codes of different lengths need end_id, the token that ends a code")
-        self.variable = trie.variable
+        self.variable, self._sizes = trie.variable, trie.level_sizes
         end = torch.tensor([end_id] if trie.variable else [], dtype=torch.int64)
         self.levels = [
             torch.cat([torch.as_tensor(ids, dtype=torch.int64).cpu(), end if level else end[:0]]).to(device)
             for level, ids in enumerate(token_ids)
         ]
+        self._ascending = [ids.sort() for ids in self.levels]
 
     def places(self, level: int, codes: Tensor) -> Tensor:
         """Places of codes (END included) in ``levels[level]``."""
         return torch.where(codes == END, len(self.levels[level]) - 1, codes) if self.variable else codes
+
+    def find(self, level: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of vocabulary ids in ``levels[level]``, and whether they are there at all."""
+        ids, order = self._ascending[level]
+        at = torch.searchsorted(ids, tokens.contiguous()).clamp(max=len(ids) - 1)
+        return order[at], ids[at] == tokens
+
+    def codes(self, level: int, places: Tensor) -> Tensor:
+        """Codes (END included) at places of ``levels[level]``: the reverse of `places`."""
+        return torch.where(places < self._sizes[level], places, END)
 
 
 def candidate_log_probs(

@@ -1,9 +1,9 @@
 """Histories as sequences of code tokens, and the loss over those tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_bench.datasets.interactions import Histories
-from genrec_bench.methods.decoding.tokens import CodeTokens, TokenModel
+from genrec_bench.methods.decoding.tokens import CodeTokens, TokenModel, unwrapped
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.index import ItemIndex
 from genrec_bench.methods.language.batches import Packed, Pairs
@@ -71,15 +71,34 @@ class ItemTokens:
             both = stack(self.learned, self.read)
             pieces = both.select(rows.items + np.where(first, len(self.read), 0))
         if separator is not None:
-            pieces = join(pieces, separator.select(np.zeros(len(pieces), dtype=np.int64)))
+            pieces = join(pieces, separator.repeated(len(pieces)))
         return pieces.grouped(rows.offsets)
 
 
-def training_windows(sequences: Histories, max_history: int, rng: np.random.Generator) -> Histories:
-    """Each user's sequence as windows of up to ``max_history`` items and the next; all but the first are targets."""
+def training_windows(
+    sequences: Histories, max_history: int, rng: np.random.Generator, thinning: float = 0.0
+) -> Histories:
+    """Each user's sequence as windows of up to ``max_history`` items and the next; all but the first are targets.
+
+    ``thinning``: see `thinned`.
+    """
+    if thinning:
+        sequences = thinned(sequences, thinning, rng)
     starts, ends = windows(sequences, max_history, rng)
     users = np.repeat(sequences.users, sequences.lengths)[starts] if len(starts) else starts
     return _spans(sequences, users, starts, ends + 1)
+
+
+def thinned(sequences: Histories, most: float, rng: np.random.Generator) -> Histories:
+    """Each sequence without a share of its items, which ones at random; the share is uniform in [0, ``most``).
+
+    What follows an item is then learned across gaps too, and few users make many sequences (the idea of item cropping
+    and masking in CL4SRec, Xie et al., ICDE 2022, section 3.2, here on the targets as well).
+    """
+    share = most * rng.random(len(sequences))
+    kept = rng.random(len(sequences.items)) >= np.repeat(share, sequences.lengths)
+    before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    return replace(sequences, offsets=before[sequences.offsets], items=sequences.items[kept])
 
 
 def training_prefixes(sequences: Histories, max_history: int) -> Histories:
@@ -112,7 +131,6 @@ class CodeLoss:
     ):
         self.model, self.adapter, self.trie, self.over, self.temperature = model, adapter, trie, over, temperature
         self.codes = CodeTokens(trie, items.by_level, items.end_id if trie.variable else None, trie.device)
-        self.sorted = [ids.sort() for ids in self.codes.levels]
 
     def __call__(self, batch: Packed | Pairs) -> Tensor:
         """The loss, a scalar with a gradient."""
@@ -137,7 +155,7 @@ class CodeLoss:
             logits = tokens.logits(states[chosen], self.codes.levels[level])
             if self.over == "trie":
                 logits = logits.float().masked_fill(closed, -torch.inf)
-            total = total + self._cross_entropy(logits, self._places(level, targets[chosen]))
+            total = total + self._cross_entropy(logits, self.codes.find(level, targets[chosen])[0])
         return total
 
     def _open_choices(self, read: Tensor, at: Tensor, chosen: Tensor, level: int) -> tuple[Tensor, Tensor]:
@@ -147,17 +165,13 @@ class CodeLoss:
         """
         nodes = torch.zeros_like(chosen)
         for depth in range(level):
-            nodes = self.trie.descend(depth, nodes, self._places(depth, read[at[chosen] - level + 1 + depth]))
+            places, _ = self.codes.find(depth, read[at[chosen] - level + 1 + depth])
+            nodes = self.trie.descend(depth, nodes, places)
         several = (self.trie.children(level, nodes)[2].sum(-1) > 1).nonzero()[:, 0]
         codes, _, real = self.trie.children(level, nodes[several])
         places = torch.where(real, self.codes.places(level, codes), len(self.codes.levels[level]))  # a spare column
         closed = torch.ones(len(several), len(self.codes.levels[level]) + 1, dtype=torch.bool, device=places.device)
         return chosen[several], closed.scatter_(1, places, False)[:, :-1]
-
-    def _places(self, level: int, tokens: Tensor) -> Tensor:
-        """Places of vocabulary ids among those of the level."""
-        ids, order = self.sorted[level]
-        return order[torch.searchsorted(ids, tokens)]
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits.float() / self.temperature, targets, reduction="sum")
@@ -165,7 +179,7 @@ class CodeLoss:
 
 def packed_states(model: nn.Module, batch: Packed) -> Tensor:
     """Hidden states (P, h) of a decoder-only model that predict the batch's targets."""
-    bare = _bare(model)
+    bare = unwrapped(model)
     visible = batch.visible()
     mask = torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, torch.finfo(torch.bfloat16).min)
     dtype = torch.get_autocast_dtype(visible.device.type) if torch.is_autocast_enabled(visible.device.type) else None
@@ -181,14 +195,10 @@ def packed_states(model: nn.Module, batch: Packed) -> Tensor:
 
 def answer_states(model: nn.Module, batch: Pairs) -> Tensor:
     """Hidden states (B, A, h) of an encoder-decoder that predict each token of the answers."""
-    bare = _bare(model)
+    bare = unwrapped(model)
     encoded = bare.get_encoder()(input_ids=batch.prompts, attention_mask=batch.mask).last_hidden_state
     out = bare.get_decoder()(
         input_ids=batch.decoder, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False
     )
     states: Tensor = out.last_hidden_state
     return states
-
-
-def _bare(model: nn.Module) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -51,6 +51,7 @@ class ExampleWriter:
     max_text: int  # tokens of one item's text
     cap: int  # examples of each text task an epoch
     window: int | None = None  # items of a training sequence that is one example; None: max_history
+    thinning: float = 0.0  # highest share of its items left out
 
     def __post_init__(self) -> None:
         bos = self.tokenizer.bos_token_id
@@ -118,7 +119,7 @@ class ExampleWriter:
     def sequences(self, sequences: Histories, open_end: bool, rng: np.random.Generator) -> TokenSequences:
         """Sequential recommendation: codes to code."""
         if open_end:
-            rows = training_windows(sequences, self.window or self.max_history, rng)
+            rows = training_windows(sequences, self.window or self.max_history, rng, self.thinning)
             which = rng.integers(0, len(self.open_sequence), len(rows))
             return self.open_sequence.ask(self.items.histories(rows, learn=True, separator=self.separator), which)
         rows = training_prefixes(sequences, self.max_history)
@@ -157,7 +158,7 @@ class ExampleWriter:
         first, second = rows.select(slice(0, half)), rows.select(slice(half, None))
         known = first.without_last(1)
         pieces = self.titles.given().select(known.items)
-        named = join(pieces, self._repeat(self.separator, len(pieces))).grouped(known.offsets)
+        named = join(pieces, self.separator.repeated(len(pieces))).grouped(known.offsets)
         asked = self.titles_to_code.ask(named, rng.integers(0, len(self.titles_to_code), len(first)))
         to_code = join(asked, self.items.learned.select(first.last(1).items))
         second = second.select(self.titles.lengths[second.last(1).items] > 0)
@@ -195,8 +196,4 @@ class ExampleWriter:
         return both.select(items + len(self.titles) * in_detail)
 
     def _ends(self, rows: np.ndarray) -> TokenSequences:
-        return self._repeat(self.end, len(rows))
-
-    @staticmethod
-    def _repeat(one: TokenSequences, count: int) -> TokenSequences:
-        return one.select(np.zeros(count, dtype=np.int64))
+        return self.end.repeated(len(rows))

@@ -43,6 +43,10 @@ class TokenSequences:
         at = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - self.offsets[:-1][rows], lengths)
         return TokenSequences(offsets, self.tokens[at], self.levels[at])
 
+    def repeated(self, count: int) -> "TokenSequences":
+        """The first row, ``count`` times."""
+        return self.select(np.zeros(count, dtype=np.int64))
+
     def grouped(self, offsets: np.ndarray) -> "TokenSequences":
         """Neighbouring rows run together: new row b holds rows ``offsets[b]`` to ``offsets[b + 1]``."""
         return replace(self, offsets=self.offsets[offsets])

@@ -18,6 +18,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
+from genrec_bench.methods.decoding.tokens import unwrapped
 from genrec_bench.methods.dropout import dropout
 from genrec_bench.methods.language.batches import Packed, Pairs
 
@@ -219,7 +220,7 @@ def schedule(share: float, config: TrainingConfig) -> float:
 @contextmanager
 def _attention_for_training(model: nn.Module, device: str) -> Iterator[None]:
     """On a CPU, attention by plain products: the backward pass of torch's fused kernel takes half the step there."""
-    bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    bare = unwrapped(model)
     config = getattr(bare, "config", None)
     if device != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
         yield
