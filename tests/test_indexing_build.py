@@ -187,6 +187,17 @@ def test_used_vocabulary(train, context):
     assert all(set(range(size)) == set(column) for size, column in zip(index.level_sizes, index.codes.T, strict=True))
 
 
+def test_a_token_for_each_prefix_is_another_index(train, context):
+    shared, own = (
+        build_index(train, context, IndexConfig(builder="collaborative", clusters=4, cluster_limit=8, vocabulary=words))
+        for words in ("full", "prefix")
+    )
+    assert np.array_equal(shared.codes >= 0, own.codes >= 0)
+    assert len(own.vocabulary) == len(
+        {row[: depth + 1] for row in map(tuple, shared.codes) for depth in range(len(row)) if row[depth] >= 0}
+    )
+
+
 def test_a_catalogue_larger_than_the_code_space(train, context):
     vectors = np.ones((train.num_items, 4), np.float32)
     for builder in ("random", "residual", "rqvae", "hierarchical"):

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.methods.indexing.collisions import colliding, separate, sinkhorn_repair, used_only, with_counter
+from genrec_bench.methods.indexing.collisions import colliding, separate, sinkhorn_repair, with_counter
 from genrec_bench.methods.indexing.config import IndexConfig
 from genrec_bench.methods.indexing.free_codes import move_to_free
-from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
+from genrec_bench.methods.indexing.index import ItemIndex, level_tokens, per_prefix, used_only
 from genrec_bench.methods.indexing.quality import PoorIndex, quality_report, refuse_poor
 from genrec_bench.methods.indexing.residual import Quantised
 from genrec_bench.methods.indexing.sinkhorn import centred, uniform_plan
@@ -40,6 +40,29 @@ def test_used_only_keeps_names():
     assert index.tokens == (("<a_3>", "<a_7>"), ("<b_0>", "<b_2>"))
     assert index.codes.tolist() == [[1, 0], [0, 1]]
     assert index.strings(0) == ["<a_7>", "<b_0>"]
+
+
+def test_a_token_for_each_prefix_by_hand():
+    index = per_prefix(index_of([[7, 0, 1], [3, 0, 1], [7, 0, 2], [7, 1, 1], [7, 0, 1]], (9, 3, 3)))
+    assert index.codes.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 2], [1, 2, 3], [1, 1, 1]]
+    assert index.tokens == level_tokens((2, 3, 4))
+
+
+def test_a_token_for_each_prefix_of_codes_of_several_lengths():
+    shared = tuple(f"<CI {number}>" for number in range(5))
+    index = per_prefix(ItemIndex(np.array([[4, -1], [4, 2], [2, 2], [0, -1]]), (shared, shared)))
+    assert index.codes.tolist() == [[2, -1], [2, 1], [1, 0], [0, -1]]
+    assert len(index.vocabulary) == 5
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=30))
+def test_a_token_for_each_prefix_keeps_the_tree(codes):
+    before = index_of(codes, (4, 4, 4))
+    after = per_prefix(before)
+    for depth in (1, 2, 3):
+        groups = [np.unique(index.codes[:, :depth], axis=0, return_inverse=True)[1] for index in (before, after)]
+        assert np.array_equal(*[group.reshape(-1) for group in groups])
+        assert after.level_sizes[depth - 1] == groups[0].max() + 1  # every token is some prefix's, and no other's
 
 
 @settings(max_examples=20)

@@ -15,11 +15,11 @@ from genrec_bench.methods.artefacts import canonical_hash
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.indexing.collaborative import collaborative_index
-from genrec_bench.methods.indexing.collisions import separate, sinkhorn_repair, used_only, with_counter
+from genrec_bench.methods.indexing.collisions import separate, sinkhorn_repair, with_counter
 from genrec_bench.methods.indexing.config import IndexConfig
 from genrec_bench.methods.indexing.files import read_item_index
 from genrec_bench.methods.indexing.hierarchical import branching, hierarchical_codes, standardised
-from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
+from genrec_bench.methods.indexing.index import ItemIndex, level_tokens, per_prefix, used_only
 from genrec_bench.methods.indexing.quality import quality_report, refuse_poor
 from genrec_bench.methods.indexing.random_codes import check_space, random_codes
 from genrec_bench.methods.indexing.residual import Quantised, residual_codes
@@ -168,7 +168,7 @@ def _rqvae(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
 def _collaborative(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
     config, train = inputs.config, inputs.train
     index = collaborative_index(train.sequences, train.num_items, config.clusters, config.cluster_limit, config.seed)
-    return index, {}
+    return _trimmed(index, config), {}
 
 
 def _file(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
@@ -205,6 +205,8 @@ def _from_quantised(quantised: Quantised, config: IndexConfig) -> tuple[ItemInde
 
 
 def _trimmed(index: ItemIndex, config: IndexConfig) -> ItemIndex:
+    if config.vocabulary == "prefix":
+        return per_prefix(index)
     return used_only(index) if config.vocabulary == "used" else index
 
 
@@ -219,6 +221,6 @@ BUILDERS: dict[str, _Builder] = {
     "residual": _Builder(_residual, _QUANTISER, text=True),
     "rqvae": _Builder(_rqvae, _QUANTISER + _NETWORK, text=True),
     "letter": _Builder(_rqvae, (*_QUANTISER, *_NETWORK, "alpha", "beta", "groups"), text=True, behaviour=True),
-    "collaborative": _Builder(_collaborative, ("clusters", "cluster_limit", "seed"), sequences=True),
+    "collaborative": _Builder(_collaborative, ("clusters", "cluster_limit", "vocabulary", "seed"), sequences=True),
     "file": _Builder(_file, ("collisions", "vocabulary")),
 }

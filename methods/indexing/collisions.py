@@ -33,18 +33,6 @@ def with_counter(index: ItemIndex) -> ItemIndex:
     return ItemIndex(np.column_stack([index.codes, counter]), (*index.tokens, names))
 
 
-def used_only(index: ItemIndex) -> ItemIndex:
-    """The same index without the tokens that no item has; names stay, codes close up. Shared tokens stay."""
-    if len(index.vocabulary) < sum(index.level_sizes):
-        return index
-    columns, tokens = [], []
-    for column, names in zip(index.codes.T, index.tokens, strict=True):
-        used, numbers = np.unique(column, return_inverse=True)
-        columns.append(numbers.reshape(-1))
-        tokens.append(tuple(names[code] for code in used))
-    return ItemIndex(np.stack(columns, 1), tuple(tokens))
-
-
 def sinkhorn_repair(quantised: Quantised, epsilon: float, rounds: int = ROUNDS) -> np.ndarray:
     """Codes (N, L) int32 after re-assigning the last level of colliding items (LC-Rec, ``generate_indices.py``).
 

@@ -39,7 +39,9 @@ class IndexConfig(BaseModel):
     # whose vectors are far closer to the items' (docs/item_indices.md)
     collisions: Literal["keep", "sinkhorn", "nearest", "counter"] | None = None
     separate_identical: bool = True  # sinkhorn: items that it cannot part (same vector) move to the nearest free code
-    vocabulary: Literal["full", "used"] = "full"  # used: only codes that some item has (the released code's way)
+    # used: only codes that some item has (the released code's way); prefix: a token for each prefix of a code, see
+    # `genrec_bench.methods.indexing.index.per_prefix`
+    vocabulary: Literal["full", "used", "prefix"] = "full"
     seed: NonNegativeInt = 0  # of the index: every seed of a method shares one, as with published index files
     standardise: bool = True  # hierarchical: unit variance per dimension, then unit length (EAGER-LLM)
 

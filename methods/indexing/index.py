@@ -113,6 +113,36 @@ class ItemIndex:
         return cls(np.load(folder / "codes.npy"), tuple(tuple(names) for names in tokens))
 
 
+def used_only(index: ItemIndex) -> ItemIndex:
+    """The same index without the tokens that no item has; names stay, codes close up. Shared tokens stay."""
+    if len(index.vocabulary) < sum(index.level_sizes):
+        return index
+    columns, tokens = [], []
+    for column, names in zip(index.codes.T, index.tokens, strict=True):
+        used, numbers = np.unique(column, return_inverse=True)
+        columns.append(numbers.reshape(-1))
+        tokens.append(tuple(names[code] for code in used))
+    return ItemIndex(np.stack(columns, 1), tuple(tokens))
+
+
+def per_prefix(index: ItemIndex) -> ItemIndex:
+    """The same tree of codes with a token of its own for every prefix: none means two things.
+
+    A code of a later level says something only together with those before it (the reason for NCI's prefix-aware
+    decoder, Wang et al., NeurIPS 2022, section 3.3). With shared tokens a model must learn that from the data, which
+    small data sets do not teach; this spends a row on each node of the tree instead.
+    """
+    columns = []
+    for level in range(index.num_levels):
+        column = np.full(index.num_items, -1, dtype=np.int32)
+        real = index.codes[:, level] >= 0
+        prefixes = index.codes[real, : level + 1]
+        column[real] = np.unique(prefixes, axis=0, return_inverse=True)[1].reshape(-1)
+        columns.append(column)
+    codes = np.stack(columns, 1)
+    return ItemIndex(codes, level_tokens((codes.max(0) + 1).tolist()))
+
+
 def level_tokens(sizes: tuple[int, ...] | list[int]) -> tuple[tuple[str, ...], ...]:
     """Token names as LETTER and LC-Rec write them: ``<a_0>``, ``<a_1>``, ... on the first level, ``<b_0>`` next."""
     return tuple(tuple(f"<{chr(ord('a') + level)}_{code}>" for code in range(size)) for level, size in enumerate(sizes))
