@@ -203,6 +203,8 @@ def test_a_catalogue_larger_than_the_code_space(train, context):
     for builder in ("random", "residual", "rqvae", "hierarchical"):
         with pytest.raises(InputError, match=r"40 items|has 40"):
             build_index(train, context, IndexConfig(builder=builder, codes=3, levels=3), vectors=vectors)
+    few = IndexConfig(builder="residual", codes=3, levels=3, collisions="counter", min_first_level_use=0)
+    assert build_index(train, context, few, vectors=vectors).num_distinct == train.num_items  # the counter has room
 
 
 def test_items_without_text(context):

@@ -152,13 +152,13 @@ def _hierarchical(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
 
 def _residual(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
     config, text = inputs.config, _required(inputs.text)
-    check_space(len(text), config.levels, config.codes)
+    _check_space(len(text), config)
     return _from_quantised(residual_codes(text, config.levels, config.codes, config.seed), config)
 
 
 def _rqvae(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
     config, text = inputs.config, _required(inputs.text)
-    check_space(len(text), config.levels, config.codes)
+    _check_space(len(text), config)
     quantised = rqvae_codes(
         text, inputs.behaviour, config, inputs.checkpoint, inputs.context.device, inputs.context.log
     )
@@ -184,6 +184,12 @@ def _check_file(config: IndexConfig) -> None:
         return
     if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != config.sha256:
         raise InputError(f"{file} has sha256 {found}, but index.sha256 is {config.sha256}: it is another file")
+
+
+def _check_space(items: int, config: IndexConfig) -> None:
+    """A counter level names as many items as there are; without one, all items need a code."""
+    if config.policy != "counter":
+        check_space(items, config.levels, config.codes)
 
 
 def _from_quantised(quantised: Quantised, config: IndexConfig) -> tuple[ItemIndex, dict[str, Any]]:
