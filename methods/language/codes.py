@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_bench.datasets.interactions import Histories
+from genrec_bench.methods.decoding.causal import additive
 from genrec_bench.methods.decoding.tokens import CodeTokens, TokenModel, unwrapped
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.index import ItemIndex
@@ -180,13 +181,12 @@ class CodeLoss:
 def packed_states(model: nn.Module, batch: Packed) -> Tensor:
     """Hidden states (P, h) of a decoder-only model that predict the batch's targets."""
     bare = unwrapped(model)
-    visible = batch.visible()
-    mask = torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, torch.finfo(torch.bfloat16).min)
-    dtype = torch.get_autocast_dtype(visible.device.type) if torch.is_autocast_enabled(visible.device.type) else None
+    device = batch.tokens.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bare.dtype
     out = bare.get_decoder()(
         input_ids=batch.tokens,
         position_ids=batch.positions,
-        attention_mask=mask.to(dtype or bare.dtype),
+        attention_mask=additive(batch.visible(), dtype),
         use_cache=False,
     )
     states: Tensor = out.last_hidden_state.flatten(0, 1)[batch.at]
