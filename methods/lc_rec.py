@@ -62,6 +62,7 @@ class LCRecConfig(GenerativeConfig):
         "learning_rate": (1e-4, 3e-3),
         "dropout": [0.1, 0.2, 0.3],
         "text_examples": [2_000, 5_000, 20_000],
+        "thinning": [0.0, 0.3, 0.5],
     }
 
 

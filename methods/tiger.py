@@ -50,6 +50,7 @@ class TigerConfig(GenerativeConfig):
         "weight_decay": [0.01, 0.05, 0.1],
         "batch_tokens": [2048, 4096, 8192],
         "layers": [2, 4, 6],
+        "thinning": [0.0, 0.3, 0.5],
     }
 
     @model_validator(mode="after")
