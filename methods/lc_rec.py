@@ -77,18 +77,18 @@ class LCRec(Generative):
         self._check_text(train)
         name = config.backbone or BACKBONES[context.scale]
         tiny = name == "tiny"
-        sizes: dict[str, Any] = {
-            "texts": self._words(train),
-            "layers": config.layers,
-            "dim": config.width,
-            "heads": config.heads,
-            "feedforward": config.feedforward,
-            "tie": config.tied,
-        }
+        sizes: dict[str, Any] = {}
+        if tiny:
+            sizes = {
+                "texts": self._words(train),
+                "layers": config.layers,
+                "dim": config.width,
+                "heads": config.heads,
+                "feedforward": config.feedforward,
+                "tie": config.tied,
+            }
         self.architecture = "causal"
-        self.backbone = load_backbone(
-            name, kind="causal", device=context.device, seed=context.seed, **(sizes if tiny else {})
-        )
+        self.backbone = load_backbone(name, kind="causal", device=context.device, seed=context.seed, **sizes)
         self.code_ids = add_code_tokens(self.backbone, self.index, seed=context.seed)
         tokenizer = self.backbone.tokenizer
         self.items = ItemTokens.of(self.index, self.code_ids, tokenizer.eos_token_id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -77,11 +78,15 @@ class CodeTokens:
             torch.cat([torch.as_tensor(ids, dtype=torch.int64).cpu(), end if level else end[:0]]).to(device)
             for level, ids in enumerate(token_ids)
         ]
-        self._ascending = [ids.sort() for ids in self.levels]
 
     def places(self, level: int, codes: Tensor) -> Tensor:
         """Places of codes (END included) in ``levels[level]``."""
         return torch.where(codes == END, len(self.levels[level]) - 1, codes) if self.variable else codes
+
+    @cached_property
+    def _ascending(self) -> list[tuple[Tensor, Tensor]]:
+        """Per level its ids, ascending, and their places: only losses and the processor look ids up."""
+        return [(ids.sort().values, ids.sort().indices) for ids in self.levels]
 
     def find(self, level: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Places of vocabulary ids in ``levels[level]``, and whether they are there at all."""
