@@ -6,8 +6,9 @@ causal models padding on the right is never seen by a real position, so no mask 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,7 +23,15 @@ from genrec_bench.methods import losses
 from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
 
 
-class NextItemConfig(MethodConfig):
+class TrainingConfig(MethodConfig):
+    """What `train_epochs` goes by."""
+
+    learning_rate: PositiveFloat = 1e-3
+    epochs: PositiveInt = 200
+    patience: PositiveInt = 10  # validations without a better score before training stops
+
+
+class NextItemConfig(TrainingConfig):
     """What all next-item models share."""
 
     dim: PositiveInt = 64  # width of item vectors and of the model
@@ -31,11 +40,8 @@ class NextItemConfig(MethodConfig):
     loss: Literal["ce", "sampled_ce", "bce"] = "ce"  # full softmax, shared uniform negatives, one negative a position
     negatives: PositiveInt = 1024  # of sampled_ce, per step
     low_precision_loss: bool = True  # bf16 products in the full softmax (weights and optimiser stay float32)
-    learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     batch_positions: PositiveInt = 1024  # targets a step: positions weigh the same whatever the lengths
-    epochs: PositiveInt = 200
-    patience: PositiveInt = 10  # validations without a better score before training stops
 
 
 class NextItemModel(Protocol):
@@ -104,15 +110,29 @@ def train_next_item(
     context: Context,
     averaging: float = 0.0,
 ) -> None:
-    """Train ``model`` (a `NextItemModel`) until validation stops improving; leaves the best epoch's weights in it.
+    """Train ``model`` (a `NextItemModel`) to predict the item after every position, as `train_epochs` does."""
+    step_losses = partial(_next_item_losses, model, train, config, context.device)
+    train_epochs(model, method, config, context, step_losses, config.weight_decay, averaging)
 
-    ``method`` is what ``context.validate`` asks for recommendations: its model is ``model``. With ``averaging`` > 0 the
-    weights that are validated and kept are a moving average, which forgets by that factor a step. Resumes from the
-    context's checkpoint; data order depends on (seed, epoch) alone, so a resumed run equals an undisturbed one.
+
+def train_epochs(
+    model: nn.Module,
+    method: Method,
+    config: TrainingConfig,
+    context: Context,
+    step_losses: Callable[[np.random.Generator], Iterator[Tensor]],
+    weight_decay: float = 0.0,
+    averaging: float = 0.0,
+    validation_users: int = 0,
+) -> None:
+    """Train ``model`` until validation stops improving; leaves the best epoch's weights in it.
+
+    ``step_losses`` yields the loss of each step of an epoch, and a step is taken before it goes on. ``method`` is what
+    ``context.validate`` asks for recommendations: its model is ``model``. With ``averaging`` > 0 the weights that are
+    validated and kept are a moving average, which forgets by that factor a step. Resumes from the context's checkpoint;
+    an epoch's random numbers depend on (seed, epoch) alone, so a resumed run equals an undisturbed one.
     """
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=weight_decay, fused=True)
     progress = _Progress()
     average, best_weights = _copy(model), _copy(model)
     if (saved := context.checkpoint.load()) is not None:
@@ -122,12 +142,14 @@ def train_next_item(
         progress = _Progress(**saved["progress"])
     while progress.epoch < config.epochs and progress.since_best < config.patience:
         started = time.monotonic()
-        loss = _epoch(model, optimiser, train, config, context, progress, average, averaging)
+        model.train()
+        rng = np.random.default_rng([context.seed, progress.epoch])
+        loss = _epoch(model, optimiser, step_losses(rng), progress, average, averaging)
         trained = time.monotonic()
         current = _copy(model)
         model.load_state_dict(average)
         model.eval()
-        score = context.validate(method)
+        score = context.validate(method, users=validation_users)
         progress.epoch += 1
         progress.since_best += 1
         if score > progress.best:
@@ -158,29 +180,29 @@ def train_next_item(
 def _epoch(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    train: TrainView,
-    config: NextItemConfig,
-    context: Context,
+    step_losses: Iterator[Tensor],
     progress: _Progress,
     average: dict[str, Tensor],
     averaging: float,
 ) -> float:
-    """One pass over all training positions, ``average`` following the weights; returns the mean loss of a step."""
-    model.train()
-    rng = np.random.default_rng([context.seed, progress.epoch])
-    step_losses = []
-    for inputs, mask, targets in batches(
-        train.sequences, config.max_length, config.batch_positions, train.num_items, rng
-    ):
-        inputs, mask, targets = (part.to(context.device) for part in (inputs, mask, targets))
-        loss = _loss(model(inputs)[mask], model.item_table(), targets, config, rng)  # type: ignore[operator]
+    """One step a loss, ``average`` following the weights; returns the mean loss of a step."""
+    taken = []
+    for loss in step_losses:
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         progress.steps += 1
         _follow(average, model, averaging, progress.steps)
-        step_losses.append(loss.detach())
-    return float(torch.stack(step_losses).mean()) if step_losses else 0.0
+        taken.append(loss.detach())
+    return float(torch.stack(taken).mean()) if taken else 0.0
+
+
+def _next_item_losses(
+    model: nn.Module, train: TrainView, config: NextItemConfig, device: str, rng: np.random.Generator
+) -> Iterator[Tensor]:
+    for batch in batches(train.sequences, config.max_length, config.batch_positions, train.num_items, rng):
+        inputs, mask, targets = (part.to(device) for part in batch)
+        yield _loss(model(inputs)[mask], model.item_table(), targets, config, rng)  # type: ignore[operator]
 
 
 def _loss(hidden: Tensor, table: Tensor, targets: Tensor, config: NextItemConfig, rng: np.random.Generator) -> Tensor:

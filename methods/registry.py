@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from genrec_bench.methods.base import Method, MethodConfig
 
 # Name -> "module:Class": `genrec-bench methods` answers without importing torch.
 BUILT_IN = {
+    "din": "genrec_bench.methods.din:DIN",
     "gru4rec": "genrec_bench.methods.gru4rec:GRU4Rec",
     "item_knn": "genrec_bench.methods.item_knn:ItemKNN",
     "lc_rec": "genrec_bench.methods.lc_rec:LCRec",
@@ -106,7 +107,11 @@ def load_plugin(path: str | Path) -> dict[str, str]:
 
 def configure(name: str, values: dict[str, object]) -> MethodConfig:
     """The method's config from plain values; unknown keys and wrong types are one clear InputError."""
-    config = get(name).Config
+    return checked(name, get(name).Config, values)
+
+
+def checked(name: str, config: type[MethodConfig], values: Mapping[str, object]) -> MethodConfig:
+    """`configure` for the config class of something that is called ``name`` but need not be registered."""
     try:
         return config(**values)
     except ValidationError as error:

@@ -1,5 +1,7 @@
 """Behaviour vectors: only training interactions shape them, they repeat, a kill costs little, SVD by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,23 @@ from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.encoders import behaviour
-from genrec_bench.methods.encoders.behaviour import behaviour_vectors, cooccurrence_svd, likelihood
+from genrec_bench.methods.encoders.behaviour import (
+    behaviour_vectors,
+    cooccurrence_svd,
+    hit_share,
+    likelihood,
+    with_cold_items,
+)
 from genrec_bench.methods.scoring import Scorer
 
 QUICK = {"epochs": 3, "max_length": 8, "batch_positions": 100}
+SETTINGS = {
+    "din": {**QUICK, "hidden": [8, 4]},
+    "gru4rec": QUICK,
+    "lightgcn": {"epochs": 3, "batch_size": 100},
+    "sasrec": QUICK,
+    "svd": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +58,9 @@ def poisoned(data: InteractionData) -> InteractionData:
     return InteractionData(data.name, data.user_ids, data.items, sequences, data.timestamps)
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "gru4rec", "svd"])
+@pytest.mark.parametrize("kind", behaviour.ENCODERS)
 def test_held_out_items_never_shape_a_vector(kind, tiny, make_context):
-    settings = {} if kind == "svd" else QUICK
+    settings = SETTINGS[kind]
     clean, dirty = (
         behaviour_vectors(leave_one_out(data).train, make_context(name), kind, dim=8, settings=settings)
         for name, data in (("clean", tiny), ("dirty", poisoned(tiny)))
@@ -79,21 +94,30 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("stage", "epoch"), [("part", 2), ("all", 2)])
-def test_a_kill_changes_nothing(view, make_context, stage, epoch, monkeypatch):
+@pytest.mark.parametrize("kind", ["sasrec", "din", "lightgcn"])
+@pytest.mark.parametrize("stage", ["part", "all"])
+def test_a_kill_changes_nothing(view, make_context, stage, kind, monkeypatch):
     """Stopped in the choice of epochs or in the training on all: the same vectors, and finished parts stay finished."""
     monkeypatch.setattr(behaviour, "Checkpoint", lambda folder: Checkpoint(folder, every_s=0.0))
-    whole = behaviour_vectors(view, make_context("whole"), dim=8, settings=QUICK)
+    # the last epoch is best, so that both stages have a second one
+    rising = itertools.count(1.0)
+    monkeypatch.setattr(behaviour, "likelihood", lambda *_: next(rising))
+    monkeypatch.setattr(behaviour, "hit_share", lambda *_: next(rising))
+
+    def vectors(context):
+        return behaviour_vectors(view, context, kind, dim=8, settings=SETTINGS[kind])
+
+    whole = vectors(make_context("whole"))
 
     def kill(**values):
-        if values["stage"].endswith(stage) and values["epoch"] == epoch:
+        if values["stage"].endswith(stage) and values["epoch"] == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        behaviour_vectors(view, make_context("killed", log=kill), dim=8, settings=QUICK)
+        vectors(make_context("killed", log=kill))
     seen = []
     again = make_context("killed", log=lambda **values: seen.append((values["stage"][-4:], values["epoch"])))
-    assert np.array_equal(behaviour_vectors(view, again, dim=8, settings=QUICK), whole)
+    assert np.array_equal(vectors(again), whole)
     assert seen[-1][0] == ":all"
     assert ("part", 1) not in seen
     assert not list((again.artefacts.root / "behaviour_training").iterdir())
@@ -131,6 +155,55 @@ def test_likelihood_by_hand():
     assert likelihood(Fixed(), histories, np.array([0, 1, 0])) == pytest.approx((0.5 * 0.25 * 0.5) ** (1 / 3))
 
 
+def test_hit_share_by_hand():
+    """Items are liked by number, the last most. Of 13, those in the history are out of the ten; a repeat is a miss."""
+
+    class ByNumber(Fixed):
+        def score(self, histories):
+            return torch.arange(13.0).expand(len(histories), 13)
+
+    histories = make_histories([[1], [12], [12, 11, 10], [5]])
+    assert hit_share(ByNumber(), histories, np.array([2, 2, 0, 5])) == 2 / 4
+    assert hit_share(ByNumber(), histories, np.array([3, 1, 0, 12])) == 3 / 4
+
+
+def test_a_costly_encoder_is_judged_on_the_same_sample(view, make_context, monkeypatch):
+    asked = []
+
+    def note(method, histories, targets):
+        asked.append(histories.users.tolist())
+        return float(len(asked))
+
+    monkeypatch.setattr(behaviour, "likelihood", note)
+    behaviour_vectors(view, make_context(), "din", dim=8, settings={**SETTINGS["din"], "validation_users": 7})
+    assert len(asked) == 3
+    assert asked[0] == asked[1] == asked[2] == sorted(set(asked[0]))
+    assert len(asked[0]) == 7
+
+
+def test_cold_items_borrow_from_similar_texts():
+    """Item 3 lies near 0 and 1, item 4 near 2 and 1 (length does not count); items 0 to 2 keep what they have."""
+    vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 8.0], [99.0, 99.0], [-99.0, 99.0]])
+    text = np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 9.0], [4.0, 1.0], [0.1, 0.9]])
+    trained = np.array([True, True, True, False, False])
+    filled = with_cold_items(vectors, trained, text, neighbours=2)
+    assert filled.tolist() == [[1, 0], [3, 2], [5, 8], [2, 1], [4, 5]]
+    assert with_cold_items(vectors, trained, text)[3].tolist() == [3, pytest.approx(10 / 3)]  # all three of them
+    assert with_cold_items(vectors, trained, np.zeros((5, 2)), neighbours=1)[4].tolist() == [1, 0]  # no text: the first
+    assert with_cold_items(vectors, trained, None)[4].tolist() == [3, pytest.approx(10 / 3)]
+    assert np.array_equal(with_cold_items(vectors, np.ones(5, dtype=bool), text), vectors)
+    with pytest.raises(InputError, match="no item has training interactions"):
+        with_cold_items(vectors, np.zeros(5, dtype=bool), text)
+
+
+def test_cold_items_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors, text, trained = rng.normal(size=(40, 3)), rng.normal(size=(40, 5)), rng.random(40) < 0.5
+    whole = with_cold_items(vectors, trained, text)
+    monkeypatch.setattr(behaviour, "ROWS", 3)
+    np.testing.assert_allclose(with_cold_items(vectors, trained, text), whole)
+
+
 def test_svd_gives_cosines_of_user_sets():
     """Users {0,1}, {0,1,2}, {2}: at full rank the inner products are exact. A repeat counts once; item 3 is unseen."""
     view = TrainView(3, make_data([[0]], num_items=4).items, make_histories([[0, 1, 0], [0, 1, 2], [2]]))
@@ -140,9 +213,12 @@ def test_svd_gives_cosines_of_user_sets():
     np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
 
 
-def test_users_with_one_item_are_enough(make_context):
+@pytest.mark.parametrize("kind", behaviour.ENCODERS)
+def test_users_with_one_item_are_enough(kind, make_context):
     view = TrainView(2, make_data([[0]], num_items=3).items, make_histories([[0], [2]]))
-    assert behaviour_vectors(view, make_context(), dim=4, settings=QUICK).shape == (3, 4)
+    vectors = behaviour_vectors(view, make_context(), kind, dim=4, settings=SETTINGS[kind])
+    assert vectors.shape == (3, 4)
+    assert np.isfinite(vectors).all()
 
 
 @pytest.mark.parametrize(
@@ -151,6 +227,9 @@ def test_users_with_one_item_are_enough(make_context):
         ({"kind": "sasrek"}, "Unknown behaviour encoder 'sasrek'. Did you mean: sasrec"),
         ({"dim": 0}, "dim=0"),
         ({"settings": {"epoch": 3}}, "Unknown setting of sasrec 'epoch'. Did you mean: epochs"),
+        ({"kind": "din", "settings": {"epoch": 3}}, "Unknown setting of din 'epoch'. Did you mean: epochs"),
+        ({"kind": "lightgcn", "settings": {"layer": 3}}, "Unknown setting of lightgcn 'layer'. Did you mean: layers"),
+        ({"kind": "lightgcn", "settings": {"layers": 0}}, "lightgcn.layers = 0"),
         ({"kind": "svd", "settings": {"epochs": 3}}, "svd have no settings"),
         ({"dim": 7}, "heads=2 must divide dim=7"),
     ],

@@ -20,7 +20,7 @@ from genrec_bench.methods.base import Context, Method
 from genrec_bench.methods.checkpoint import Checkpoint
 
 TINY = {
-    **{name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec")},
+    **{name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec", "din")},
     **{name: values for name, values in CONTRACT.items() if "index" in values},  # the generative ones
 }
 ROWS = [[0, 1, 2], [0, 1], [3, 1, 2]]
@@ -139,6 +139,18 @@ def learnable():
         (
             "gru4rec",
             {"dim": 32, "hidden": 32, "epochs": 10, "learning_rate": 1e-2, "dropout": 0.1, "loss": "sampled_ce"},
+        ),
+        (
+            "din",
+            {
+                "dim": 16,
+                "hidden": [32, 16],
+                "epochs": 12,
+                "learning_rate": 1e-2,
+                "averaging": 0.9,
+                "batch_positions": 128,
+                "max_length": 3,
+            },
         ),
     ],
 )

@@ -193,7 +193,7 @@ def train(cls, config, view, folder, scores, start=0, kill_at=None, seed=0):
     """Fit under validation scores written out; "dies" in the validation of epoch ``kill_at``."""
     epoch = [start]
 
-    def validate(method):
+    def validate(method, users=0):
         epoch[0] += 1
         if epoch[0] == kill_at:
             raise Killed
