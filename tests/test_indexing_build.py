@@ -134,7 +134,8 @@ def test_every_builder_goes_through_cache_and_report(builder, train, context, tm
     monkeypatch.setattr("genrec_bench.methods.encoders.behaviour.behaviour_vectors", lambda *a, **k: vectors[:, :8])
     path = tmp_path / "given.index.json"
     write_item_index(path, ItemIndex(np.arange(train.num_items)[:, None], level_tokens((256,))))
-    config = IndexConfig(builder=builder, path=str(path) if builder == "file" else None, **TINY_NETWORK)
+    own = {"file": {"path": str(path)}, "dual": {"levels": 4}}.get(builder, {})
+    config = IndexConfig(builder=builder, **{**TINY_NETWORK, **own})
     index = build_index(train, context, config, Checkpoint(tmp_path / "own"), vectors)
     assert index.num_items == train.num_items
     assert index.num_distinct == train.num_items

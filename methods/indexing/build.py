@@ -17,6 +17,7 @@ from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.indexing.collaborative import collaborative_index
 from genrec_bench.methods.indexing.collisions import separate, sinkhorn_repair, with_counter
 from genrec_bench.methods.indexing.config import IndexConfig
+from genrec_bench.methods.indexing.dual import dual_index
 from genrec_bench.methods.indexing.files import read_item_index
 from genrec_bench.methods.indexing.hierarchical import branching, hierarchical_codes, standardised
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens, per_prefix, used_only
@@ -52,9 +53,7 @@ class _Builder:
 
     build: Callable[[_Inputs], tuple[ItemIndex, dict[str, Any]]]  # also gives facts for the report
     fields: tuple[str, ...]
-    text: bool = False
-    behaviour: bool = False
-    sequences: bool = False
+    needs: Callable[[IndexConfig], set[str]] = lambda config: set()  # of "text", "behaviour", "sequences"
 
 
 def build_index(
@@ -96,17 +95,20 @@ def _gather(
     checkpoint: Checkpoint | None,
     vectors: np.ndarray | None,
 ) -> _Inputs:
-    if builder.text and vectors is None:
+    needs = builder.needs(config)
+    if "text" in needs and vectors is None:
         from genrec_bench.methods.encoders.text import text_vectors
 
         vectors = text_vectors(train.items, config.vectors, context)
     if vectors is not None and len(vectors) != train.num_items:
         raise ValueError(f"vectors of {len(vectors)} items do not fit a catalogue of {train.num_items}")
     behaviour = None
-    if builder.behaviour:
-        from genrec_bench.methods.encoders.behaviour import behaviour_vectors
+    if "behaviour" in needs:
+        from genrec_bench.methods.encoders.behaviour import behaviour_vectors, with_cold_items
 
         behaviour = behaviour_vectors(train, context, config.behaviour, config.dim, config.seed)
+        if config.builder == "dual":
+            behaviour = with_cold_items(behaviour, train.item_counts() > 0, vectors)
     return _Inputs(train, config, context, checkpoint or Checkpoint(None), vectors, behaviour)
 
 
@@ -123,7 +125,7 @@ def _key(builder: _Builder, inputs: _Inputs) -> dict[str, Any]:
         key["text"] = _hash(inputs.text)
     if inputs.behaviour is not None:
         key["behaviour"] = _hash(inputs.behaviour)
-    if builder.sequences:
+    if "sequences" in builder.needs(config):
         key["sequences"] = [_hash(sequences.offsets), _hash(sequences.items)]
     if (file := config.file) is not None:
         key["file"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
@@ -163,6 +165,12 @@ def _rqvae(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
         text, inputs.behaviour, config, inputs.checkpoint, inputs.context.device, inputs.context.log
     )
     return _from_quantised(quantised, config)
+
+
+def _dual(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
+    config = inputs.config
+    index, facts = dual_index(inputs.train.num_items, inputs.text, inputs.behaviour, config)
+    return _trimmed(index, config), facts
 
 
 def _collaborative(inputs: _Inputs) -> tuple[ItemIndex, dict[str, Any]]:
@@ -221,12 +229,28 @@ def _required(value: T | None) -> T:
     return value
 
 
+def _of_text(config: IndexConfig) -> set[str]:
+    return {"text"}
+
+
+def _of_both(config: IndexConfig) -> set[str]:
+    return {"text", "behaviour"}
+
+
+def _of_mode(config: IndexConfig) -> set[str]:
+    modes = {"random": set(), "semantic": {"text"}, "behavior": {"behaviour"}, "unit": {"text", "behaviour"}}
+    return modes[config.mode]
+
+
 BUILDERS: dict[str, _Builder] = {
     "random": _Builder(_random, ("levels", "codes", "vocabulary", "seed")),
-    "hierarchical": _Builder(_hierarchical, ("levels", "codes", "vocabulary", "seed", "standardise"), text=True),
-    "residual": _Builder(_residual, _QUANTISER, text=True),
-    "rqvae": _Builder(_rqvae, _QUANTISER + _NETWORK, text=True),
-    "letter": _Builder(_rqvae, (*_QUANTISER, *_NETWORK, "alpha", "beta", "groups"), text=True, behaviour=True),
-    "collaborative": _Builder(_collaborative, ("clusters", "cluster_limit", "vocabulary", "seed"), sequences=True),
+    "hierarchical": _Builder(_hierarchical, ("levels", "codes", "vocabulary", "seed", "standardise"), _of_text),
+    "residual": _Builder(_residual, _QUANTISER, _of_text),
+    "rqvae": _Builder(_rqvae, _QUANTISER + _NETWORK, _of_text),
+    "letter": _Builder(_rqvae, (*_QUANTISER, *_NETWORK, "alpha", "beta", "groups"), _of_both),
+    "dual": _Builder(_dual, ("levels", "codes", "mode", "layout", "leaf", "leaf_size", "vocabulary", "seed"), _of_mode),
+    "collaborative": _Builder(
+        _collaborative, ("clusters", "cluster_limit", "vocabulary", "seed"), lambda config: {"sequences"}
+    ),
     "file": _Builder(_file, ("collisions", "vocabulary")),
 }

@@ -16,7 +16,7 @@ from pydantic import (
 
 from genrec_bench.datasets.store import home
 
-Builder = Literal["random", "hierarchical", "residual", "rqvae", "letter", "collaborative", "file"]
+Builder = Literal["random", "hierarchical", "residual", "rqvae", "letter", "collaborative", "dual", "file"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 QUANTISERS = ("residual", "rqvae", "letter")  # builders that code vectors level by level, so that items may collide
@@ -45,9 +45,15 @@ class IndexConfig(BaseModel):
     seed: NonNegativeInt = 0  # of the index: every seed of a method shares one, as with published index files
     standardise: bool = True  # hierarchical: unit variance per dimension, then unit length (EAGER-LLM)
 
+    # dual: EAGER-LLM's index of two sources, see `genrec_bench.methods.indexing.dual`
+    mode: Literal["unit", "semantic", "behavior", "random"] = "unit"
+    layout: Literal["semantic_first", "alternating", "behavior_first"] = "semantic_first"  # of the levels of `unit`
+    leaf: Literal["singleton", "coarse"] = "singleton"  # where the trees of `unit` end
+    leaf_size: Annotated[int, Field(ge=2)] = 8  # items of a coarse leaf, about
+
     # RQ-VAE and LETTER (TIGER section 3.1; LC-Rec and LETTER train 10,000-20,000 epochs)
     hidden: tuple[PositiveInt, ...] = (256, 128)  # widths of the encoder, mirrored by the decoder; TIGER: 512, 256, 128
-    dim: PositiveInt = 32  # of a code vector
+    dim: PositiveInt = 32  # of a code vector; letter, dual: of a behaviour vector
     commitment: NonNegativeFloat = 0.25  # weight of the pull on the encoder
     epochs: PositiveInt = 100
     batch: PositiveInt = 256
@@ -59,7 +65,7 @@ class IndexConfig(BaseModel):
     # LETTER (section 4; the released script's weights)
     alpha: NonNegativeFloat = 0.01  # of the collaborative alignment
     beta: NonNegativeFloat = 1e-4  # of the diversity loss
-    behaviour: str = "sasrec"  # the encoder whose item vectors are aligned with
+    behaviour: str = "sasrec"  # letter, dual: the encoder of behaviour vectors
     groups: PositiveInt = 10  # of a level's codes in the diversity loss
 
     # P5-CID (How to Index Item IDs, 2023)
@@ -78,6 +84,8 @@ class IndexConfig(BaseModel):
             raise ValueError("sha256 is for builder=file")
         if self.clusters > self.cluster_limit:  # siblings would share tokens, see `collaborative`
             raise ValueError(f"clusters={self.clusters} must not exceed cluster_limit={self.cluster_limit}")
+        if self.builder == "dual" and self.mode == "unit" and self.levels % 2:
+            raise ValueError(f"levels={self.levels}: mode=unit gives each source half of them, so an even number")
         allowed = {"file": ("keep", "counter"), **dict.fromkeys(QUANTISERS, ("keep", "sinkhorn", "nearest", "counter"))}
         choices = allowed.get(self.builder, ())
         if self.collisions is not None and self.collisions not in choices:

@@ -35,9 +35,10 @@ def branching(num_items: int, depth: int, limit: int = 256, leaf_size: int = 1) 
     wanted = 2 * num_items if leaf_size == 1 else num_items / leaf_size
     children = max(math.ceil(wanted ** (1 / depth) - 1e-9), 2)
     if leaf_size == 1 and min(children, limit) ** depth < num_items:
+        fitting = math.ceil(num_items ** (1 / depth) - 1e-9)
         raise InputError(
             f"A tree of {depth} levels with at most {limit} children a node has {limit**depth:,} leaves; "
-            f"the catalogue has {num_items:,} items"
+            f"the catalogue has {num_items:,} items: ask for {fitting} codes a level or more, or for more levels"
         )
     return min(children, limit)
 
