@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genrec_bench.benchmark.cli_data import app as data_app
-from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.methods import distributed
 
 if TYPE_CHECKING:
     from genrec_bench.benchmark.suite import Suite
@@ -59,6 +60,7 @@ def run(
         int | None, typer.Option("--jobs", min=1, help="Runs at a time (default: a GPU or core each).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what has a record already.")] = False,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep trained models, for recommend.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of METHODS x DATASETS x SEEDS, and print the tables."""
@@ -72,6 +74,7 @@ def run(
         "scale": scale,
         "mask_seen": mask_seen or None,
         "time_budget": time_budget,
+        "keep_models": keep_models or None,
         "plugins": plugin,
     }
     given = {key: value for key, value in given.items() if value is not None}
@@ -102,6 +105,7 @@ def _run_and_print(
     jobs: int | None = None,
 ) -> None:
     from genrec_bench.benchmark import leaderboard
+    from genrec_bench.benchmark.in_step import run_in_step
     from genrec_bench.benchmark.progress import Progress
     from genrec_bench.benchmark.runner import Interrupted, run_grid
     from genrec_bench.benchmark.suite import cells, seconds
@@ -109,10 +113,16 @@ def _run_and_print(
     grid = cells(suite, settings)
     if not grid:
         raise InputError("Nothing to run: none of these methods takes part in these protocols")
-    progress = Progress(quiet)
+    together, first = distributed.world_size() > 1, distributed.rank() == 0
+    progress = Progress(quiet or not first)
     try:
         budget_s = seconds(suite.time_budget) if suite.time_budget else None
-        outcome = run_grid(grid, results, progress, budget_s, force, jobs)
+        if together:
+            if budget_s or jobs:
+                progress.say("Under torchrun runs go one after the other, and have no time budget")
+            outcome = run_in_step(grid, results, progress, force, suite.keep_models)
+        else:
+            outcome = run_grid(grid, results, progress, budget_s, force, jobs, suite.keep_models)
     except Interrupted as signal_name:
         print(
             f"Stopped by {signal_name}: finished runs are recorded; the same command goes on from here", file=sys.stderr
@@ -121,9 +131,44 @@ def _run_and_print(
     progress.say(
         f"{outcome.done} run, {outcome.already} already there, {len(outcome.failed)} failed; records in {results}"
     )
-    print(leaderboard.render(results, "text", run_ids=outcome.run_ids, bold=sys.stdout.isatty()))
+    if suite.keep_models and outcome.done + outcome.already:
+        progress.say(f"Models that were kept: genrec-bench recommend --results {results}")
+    if first:
+        print(leaderboard.render(results, "text", run_ids=outcome.run_ids, bold=sys.stdout.isatty()))
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def recommend(
+    run: Annotated[str | None, typer.Option("--run", help="Run id, its beginning, or its folder; none: list.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
+    history: Annotated[str | None, typer.Option("--history", help="Item ids, oldest first: a,b,c.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Items asked for.")] = 10,
+    mask_seen: Annotated[
+        bool | None, typer.Option("--mask-seen/--keep-seen", help="Leave items of the history out (default: as run).")
+    ] = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    plugin: PluginOption = None,
+    format: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
+) -> None:
+    """What a kept run recommends to a user, or after a history; without --run, the runs that can be asked."""
+    from genrec_bench.benchmark import recommend as kept_runs
+
+    if format not in kept_runs.FORMATS:
+        raise unknown("format", format, kept_runs.FORMATS)
+    if run is None and user is None and history is None:
+        print(kept_runs.list_kept(results))
+        return
+    if run is None or (user is None) == (history is None):
+        raise InputError("Give --run, and either --user or --history")
+    users = [] if user is None else [user]
+    histories = [] if history is None else [[item.strip() for item in history.split(",")]]
+    kept = kept_runs.load_run(run, results, plugin or [])
+    (answer,) = kept.recommend(users, histories, k, mask_seen)
+    print(kept_runs.render(kept, kept.asked(users, histories, mask_seen), answer, user, format))
+    if len(answer) < k:
+        print(f"The method names {len(answer)} items here, not {k}", file=sys.stderr)
 
 
 @app.command()
@@ -212,7 +257,8 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"genrec-bench: {error}", file=sys.stderr)
+        if distributed.rank() == 0:
+            print(f"genrec-bench: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

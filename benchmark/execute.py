@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from genrec_bench.benchmark import metrics, records
+from genrec_bench.benchmark import metrics, models, records
 from genrec_bench.benchmark.evaluate import Answers, MethodFault, evaluate, validation_ranks
 from genrec_bench.benchmark.protocols import ProtocolRules, selection_value
 from genrec_bench.benchmark.suite import Cell
+from genrec_bench.benchmark.text_scores import title_scores
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import InteractionData, TrainView
 from genrec_bench.datasets.splits import HeldOut, Split
-from genrec_bench.methods import registry
+from genrec_bench.methods import distributed, registry
 from genrec_bench.methods.artefacts import ArtefactCache, canonical_hash
 from genrec_bench.methods.base import Context, Method
 from genrec_bench.methods.checkpoint import Checkpoint
@@ -53,14 +54,18 @@ def run_id(cell: Cell, dataset_sha256: str) -> str:
     return canonical_hash(identity)[:16]
 
 
-def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads: int) -> None:
-    """Train, rank, measure and record one cell. Resumes from its checkpoint; raises MethodFault or InputError."""
+def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads: int, keep_model: bool = False) -> None:
+    """Train, rank, measure and record one cell. Resumes from its checkpoint; raises MethodFault or InputError.
+
+    Of several processes that train it together, the first does the rest.
+    """
     torch.set_num_threads(threads)
     _keep_freed_memory()
     sha256, num_items, train, valid = _learnable(cell)
     identity = run_id(cell, sha256)
     work = store.home() / "runs" / identity
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    first = distributed.rank() == 0
     events = _EventLog(work / "events.jsonl", report)
     checkpoint, artefacts = Checkpoint(work), ArtefactCache(store.home() / "artefacts")
     validation = _Validation(cell.rules, valid, num_items)
@@ -71,20 +76,26 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
         checkpoint=checkpoint,
         artefacts=artefacts,
         validate=validation,
-        log=events,
+        log=events if first else lambda **values: None,
     )
     _seed(cell.seed)
     method = _guard(lambda: registry.get(cell.method)(cell.config), "__init__")
     _guard(lambda: method.fit(train, context), "fit")
+    if not first:
+        return
     train_seconds = checkpoint.elapsed_s + (0.0 if checkpoint.resumed else artefacts.spared_s)
     events(stage="rank")
     selected = _guard(lambda: validation(method), "recommend")  # of the model that is tested, resumed or not
     data = store.load(cell.dataset)
     split = cell.rules.split(data)
     answers = _guard(lambda: evaluate(method, split.test, cell.rules, data.num_items), "recommend")
+    variants = _guard(lambda: _variants(method, split, cell.rules, data), "variants")
     record = _record(cell, identity, data, split, method, answers, selected, train_seconds, threads, device)
+    record = record.model_copy(update={"variants": variants, "stages": events.stages})
     users = records.users_table(split.test, split.train.item_counts())
     records.write(results, record, answers.ranks, answers.ranking, users, events.path)
+    if keep_model:  # after the record, before the checkpoint goes: a full disk or a kill here costs nothing
+        _guard(lambda: models.keep(method, identity), "save")
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -150,14 +161,31 @@ class _Validation:
         return selection_value(self._rules, validation_ranks(method, valid, self._rules, self._num_items))
 
 
+def _variants(method: Method, split: Split, rules: ProtocolRules, data: InteractionData) -> list[records.Variant]:
+    """The method's other states, each ranked and asked for titles."""
+    return [
+        records.Variant(
+            name=name,
+            metrics=metrics.summarise(evaluate(variant, split.test, rules, data.num_items), split, rules.name)[
+                "metrics"
+            ],
+            text=title_scores(variant, data.items),
+        )
+        for name, variant in method.variants().items()
+    ]
+
+
 class _EventLog:
-    """Training events: appended to a file, and reported to whoever watches."""
+    """Training events: appended to a file, and reported to whoever watches; ``stages`` is the last of each stage."""
 
     def __init__(self, path: Path, report: Callable[[Event], None]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._report = path, report
+        self.stages: dict[str, Event] = {}
 
     def __call__(self, **values: Any) -> None:
+        if "epoch" not in values and "stage" in values and len(values) > 1:
+            self.stages[values["stage"]] = {key: value for key, value in values.items() if key != "stage"}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
         self._report(values)
@@ -179,7 +207,7 @@ def _record(
     parameters, trainable = _guard(method.parameters, "parameters")
     defaults = type(method.config)().model_dump(mode="json")
     config = method.config.model_dump(mode="json")
-    users = len(answers.ranks)
+    users, processes = len(answers.ranks), distributed.world_size()
     return records.Record(
         run_id=identity,
         method=cell.method,
@@ -188,6 +216,7 @@ def _record(
         plugin_sha256=cell.plugin_sha256,
         method_version=method.version,
         published_as=method.published_as,
+        published_variant=method.published_variant(),
         config=config,
         overrides={key: value for key, value in config.items() if value != defaults[key]},
         dataset=records.Dataset(
@@ -211,7 +240,7 @@ def _record(
             users_per_second=round(users / max(answers.seconds, 1e-9), 1),
             peak_memory_mib=round(_peak_memory_mib(device), 1),
             device=device,
-            hardware=_hardware(device),
+            hardware=f"{processes} x {_hardware(device)}" if processes > 1 else _hardware(device),
             threads=threads,
         ),
         provenance=_provenance(),

@@ -7,7 +7,7 @@ method under one label and config; its seeds are averaged per user before anythi
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from genrec_bench.benchmark import metrics, published, records, statistics, tables
 from genrec_bench.benchmark.records import Failure, Record
 from genrec_bench.benchmark.statistics import Interval
-from genrec_bench.benchmark.tables import Cell, Cost, Key, Leaderboard, Published, Row, Table
+from genrec_bench.benchmark.tables import Cell, Cost, Key, Leaderboard, Published, Row, State, Table
 from genrec_bench.datasets.errors import InputError, unknown
 
 LoadRanks = Callable[[Record], tuple[np.ndarray, np.ndarray]]  # users (U,) ascending and ranks (U,) of one run
@@ -205,7 +205,16 @@ def _table(one: Group, keys: Sequence[Key]) -> Table:
     rows = [_row(entry, intervals[entry.name], standing, one.failures) for entry in one.entries]
     order_by = ORDER_BY[one.key.protocol]
     rows.sort(key=lambda row: (-round(row.metrics[order_by].mean, 9) if order_by in row.metrics else 1.0, row.name))
-    return Table(one.key, (*rows, *_empty_rows(one)), tuple(_notes(one, rows, keys)))
+    return Table(one.key, (*rows, *_empty_rows(one)), tuple(_notes(one, rows, keys)), tuple(_states(one.entries)))
+
+
+def _states(entries: Sequence[Entry]) -> Iterator[State]:
+    for entry in entries:
+        for name in dict.fromkeys(variant.name for run in entry.runs for variant in run.variants):
+            found = [variant for run in entry.runs for variant in run.variants if variant.name == name]
+            measured = [{key: one.mean for key, one in each.metrics.items()} | each.text for each in found]
+            shared = set.intersection(*map(set, measured))
+            yield State(entry.name, name, {key: float(np.mean([one[key] for one in measured])) for key in shared})
 
 
 def _row(
@@ -216,9 +225,9 @@ def _row(
 ) -> Row:
     """``standing``: metric -> the best mean of the table, and which rows are tied with it."""
     run = entry.runs[0]
-    printed = (
-        published.lookup(run.dataset.name, run.protocol.name, run.published_as) if run.published_as is not None else {}
-    )
+    printed = {}
+    if run.published_as is not None:
+        printed = published.lookup(run.dataset.name, run.protocol.name, run.published_as, run.published_variant)
     cells = {}
     for name, interval in intervals.items():
         seeds = entry.seed_means[name]

@@ -99,8 +99,19 @@ class Provenance(_Part):
     created: str  # ISO 8601, UTC
 
 
+class Variant(_Part):
+    """Another state of the same weights, ranked as the run was; ``text`` is of the titles it writes."""
+
+    name: str
+    metrics: dict[str, Interval]
+    text: dict[str, FiniteFloat]
+
+
 class Record(_Part):
-    """The content of run.json. ``label`` names the row of the table; ``overrides`` differ from the class defaults."""
+    """The content of run.json. ``label`` names the row of the table; ``overrides`` differ from the class defaults.
+
+    ``stages`` is what each stage before training reported: source of the vectors, quality of the index, the model.
+    """
 
     schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
     run_id: str
@@ -110,6 +121,7 @@ class Record(_Part):
     plugin_sha256: str | None
     method_version: int
     published_as: str | None
+    published_variant: str | None = None
     config: dict[str, JsonValue]
     overrides: dict[str, JsonValue]
     dataset: Dataset
@@ -123,6 +135,8 @@ class Record(_Part):
     evaluated_users: int
     cost: Cost
     provenance: Provenance
+    variants: list[Variant] = []
+    stages: dict[str, dict[str, JsonValue]] = {}
 
 
 class Failure(_Part):

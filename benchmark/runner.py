@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from genrec_bench.benchmark import records
+from genrec_bench.benchmark import models, records
 from genrec_bench.benchmark.execute import MethodFault, execute, protocol_of, run_id
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.suite import Cell
@@ -53,20 +53,19 @@ def run_grid(
     time_budget_s: float | None = None,
     force: bool = False,
     jobs: int | None = None,
+    keep_models: bool = False,
 ) -> Outcome:
     """Run every cell that has no record yet (with ``force``: every cell), ``jobs`` at a time.
 
+    With ``keep_models`` trained methods are kept (`genrec_bench.benchmark.models`), and a cell that has a record but no
+    model runs again: the same seed gives the same result.
     Raises InputError before anything runs where a data set cannot be had or the results folder cannot be written.
     """
     results = Path(results).absolute()  # a cell's process may stand in another folder
-    records.check_writable(results)
-    hashes = {}
-    for name in dict.fromkeys(cell.dataset for cell in cells):
-        progress.say(f"data set {name}")
-        hashes[name] = store.load(name).sha256
+    waiting = deque(lay_out(cells, results, progress, keep_models))
     jobs = jobs or default_jobs()
-    grid = _Grid(results, progress, time_budget_s, force, threads=max((os.cpu_count() or 1) // jobs, 1))
-    waiting = deque((cell, run_id(cell, hashes[cell.dataset]), hashes[cell.dataset]) for cell in cells)
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    grid = Grid(results, progress, time_budget_s, force, threads, keep_models)
     grid.outcome.run_ids = [identity for _, identity, _ in waiting]
     progress.start(len(cells))
     with _stop_signals() as raise_if_stopped, progress:
@@ -83,6 +82,18 @@ def run_grid(
         finally:
             grid.stop()
     return grid.outcome
+
+
+def lay_out(cells: Sequence[Cell], results: Path, progress: Progress, keep_models: bool) -> list[tuple[Cell, str, str]]:
+    """Each cell with its run id and its data set's sha256, once all that the grid needs has been found to be there."""
+    records.check_writable(results)
+    if keep_models:
+        models.check_writable()
+    hashes = {}
+    for name in dict.fromkeys(cell.dataset for cell in cells):
+        progress.say(f"data set {name}")
+        hashes[name] = store.load(name).sha256
+    return [(cell, run_id(cell, hashes[cell.dataset]), hashes[cell.dataset]) for cell in cells]
 
 
 def default_jobs() -> int:
@@ -105,38 +116,36 @@ class _Running:
     deadline: float
 
 
-class _Grid:
+class Grid:
     """The cells at work and what became of those before them."""
 
     def __init__(
-        self, results: Path, progress: Progress, time_budget_s: float | None, force: bool, threads: int
+        self,
+        results: Path,
+        progress: Progress,
+        time_budget_s: float | None,
+        force: bool,
+        threads: int,
+        keep_models: bool,
     ) -> None:
         self.results, self.progress, self.force, self.threads = results, progress, force, threads
-        self.time_budget_s = time_budget_s
+        self.time_budget_s, self.keep_models = time_budget_s, keep_models
         self.running: list[_Running] = []
         self.outcome = Outcome()
 
     def begin(self, cell: Cell, identity: str, dataset_sha256: str) -> bool:
         """Start a cell's process, or count its record; False where another command is at work on it."""
-        folder = store.home() / "runs"
-        lock = FileLock(folder / f"{identity}.lock")
+        lock = self.lock(identity)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             return False
-        except OSError as error:
-            raise InputError(
-                f"Cannot write in {folder}: {error.strerror}; point $GENREC_BENCH_HOME at a writable folder"
-            ) from None
-        if not self.force and records.exists(self.results, cell.dataset, cell.method, identity):
+        if self.counts(cell, identity):
             lock.release()
-            self.outcome.already += 1
-            self.progress.finished(cell, "already there")
             return True
         context = _process_context()
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (pickle.dumps(cell), self.results, store.home(), sender, self.threads)
+        arguments = (pickle.dumps(cell), self.results, store.home(), sender, self.threads, self.keep_models)
         child = context.Process(target=_child, args=arguments)
         with _interrupts_held():
             child.start()
@@ -144,6 +153,27 @@ class _Grid:
         deadline = time.monotonic() + (self.time_budget_s or math.inf)
         self.running.append(_Running(cell, identity, dataset_sha256, child, receiver, lock, deadline))
         self.progress.begin(cell)
+        return True
+
+    def lock(self, identity: str) -> FileLock:
+        """What two commands with the same cell hold one after the other; raises InputError where it cannot be made."""
+        folder = store.home() / "runs"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{identity}.lock").touch()
+        except OSError as error:
+            raise InputError(
+                f"Cannot write in {folder}: {error.strerror}; point $GENREC_BENCH_HOME at a writable folder"
+            ) from None
+        return FileLock(folder / f"{identity}.lock")
+
+    def counts(self, cell: Cell, identity: str) -> bool:
+        """Whether a cell need not run; it is counted then."""
+        recorded = records.exists(self.results, cell.dataset, cell.method, identity)
+        if self.force or not recorded or (self.keep_models and not models.exists(identity)):
+            return False
+        self.outcome.already += 1
+        self.progress.finished(cell, "already there")
         return True
 
     def watch(self) -> None:
@@ -180,16 +210,19 @@ class _Grid:
     def _end(self, one: _Running, reason: str | None) -> None:
         """A cell is over: recorded (no reason) or failed."""
         self._release(one)
+        self.close(one.cell, one.identity, one.dataset_sha256, reason)
+
+    def close(self, cell: Cell, identity: str, dataset_sha256: str, reason: str | None) -> None:
+        """Count a cell that has its record, or store the ``reason`` why it has none."""
         if reason is None:
-            if not records.exists(self.results, one.cell.dataset, one.cell.method, one.identity):
+            if not records.exists(self.results, cell.dataset, cell.method, identity):
                 raise InputError("The code or a data set changed while the grid ran: run the same command again")
             self.outcome.done += 1
-            self.progress.finished(one.cell, _headline(self.results, one.cell, one.identity))
+            self.progress.finished(cell, _headline(self.results, cell, identity))
         else:
-            self.outcome.failed[str(one.cell)] = reason
-            failure = failure_of(one.cell, one.identity, reason, one.dataset_sha256)
-            records.write_failure(self.results, failure)
-            self.progress.failed(one.cell, reason)
+            self.outcome.failed[str(cell)] = reason
+            records.write_failure(self.results, failure_of(cell, identity, reason, dataset_sha256))
+            self.progress.failed(cell, reason)
 
     def stop(self) -> None:
         """End whatever still runs; checkpoints stay."""
@@ -234,7 +267,7 @@ def _process_context() -> Any:
     return context
 
 
-def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, threads: int) -> None:
+def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, threads: int, keep_model: bool) -> None:
     """Body of a cell's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -243,7 +276,8 @@ def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, t
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["GENREC_BENCH_HOME"] = str(home)  # the server that this process was forked from may know an older one
     try:
-        execute(pickle.loads(pickled_cell), results, lambda event: sender.send(("event", event)), threads)
+        cell = pickle.loads(pickled_cell)
+        execute(cell, results, lambda event: sender.send(("event", event)), threads, keep_model)
     except MethodFault as error:
         sender.send(("failed", str(error)))
     except MemoryError:

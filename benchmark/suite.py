@@ -5,6 +5,8 @@ datasets: [ml-100k]
 protocols: [full, cand20]
 seeds: [0, 1, 2]
 tuned: {ml-100k: {sasrec: {dropout: 0.3}}}     # values chosen on validation, for one data set
+tiers: {base: {lc_rec: {lora: {r: 16}}}}       # what another tier's language model needs
+keep_models: true                              # for `genrec-bench recommend`
 """
 
 from dataclasses import dataclass
@@ -19,15 +21,18 @@ from genrec_bench.datasets.errors import InputError, unknown
 from genrec_bench.methods import registry
 from genrec_bench.methods.base import MethodConfig, Scale
 
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]  # as far as NumPy's generator goes
+
 
 class MethodEntry(BaseModel):
-    """One row of the table: a method, possibly under another config and label."""
+    """One row of the table: a method, possibly under another config and label, with seeds of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
     label: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
+    seeds: Seeds | None = None  # None: the suite's
 
 
 class Suite(BaseModel):
@@ -39,11 +44,13 @@ class Suite(BaseModel):
     methods: list[MethodEntry] = Field(min_length=1)
     datasets: list[str] = Field(min_length=1)
     protocols: list[str] = Field(["full"], min_length=1)
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], min_length=1)  # as far as NumPy's generator goes
+    seeds: Seeds = [0]
     scale: Literal["tiny", "base", "paper"] = "tiny"
     mask_seen: bool = False
     time_budget: str | None = None  # of one cell, e.g. 90s, 25m, 2h
+    keep_models: bool = False  # under $GENREC_BENCH_HOME/models
     tuned: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)  # data set -> method -> config values
+    tiers: dict[Scale, dict[str, dict[str, Any]]] = Field(default_factory=dict)  # tier -> method -> config values
     plugins: list[str] = []  # files that register methods
 
     @field_validator("methods", mode="before")
@@ -132,14 +139,16 @@ def make_suite(values: dict[str, Any], where: str = "") -> Suite:
 def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> list[Cell]:
     """All runs of a suite, data set by data set.
 
-    ``settings`` (method -> values, from ``--set``) win over an entry's config, which wins over ``tuned`` values.
+    ``settings`` (method -> values, from ``--set``) win over an entry's config, which wins over the values of ``tiers``
+    for the suite's tier, and those over ``tuned`` values.
     """
     plugins: dict[str, tuple[str, str]] = {}
     for path in suite.plugins:
         for name, digest in registry.load_plugin(path).items():
             plugins[name] = (str(Path(path).resolve()), digest)
     settings = settings or {}
-    for name in {*settings, *(method for values in suite.tuned.values() for method in values)}:
+    known_values = (*suite.tuned.values(), *suite.tiers.values())
+    for name in {*settings, *(method for values in known_values for method in values)}:
         registry.get(name)  # a misspelt method fails here, not by being silently unused
     unused = set(settings) - {entry.method for entry in suite.methods}
     if unused:
@@ -151,7 +160,10 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
             config=registry.configure(
                 entry.method,
                 merged(
-                    suite.tuned.get(dataset, {}).get(entry.method, {}), entry.config, settings.get(entry.method, {})
+                    suite.tuned.get(dataset, {}).get(entry.method, {}),
+                    suite.tiers.get(suite.scale, {}).get(entry.method, {}),
+                    entry.config,
+                    settings.get(entry.method, {}),
                 ),
             ),
             dataset=dataset,
@@ -164,7 +176,7 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
         for dataset in suite.datasets
         for protocol_name in suite.protocols
         for entry in suite.methods
-        for seed in suite.seeds
+        for seed in entry.seeds or suite.seeds
         if protocol_name != "cand20" or registry.get(entry.method).candidate_protocol()
     ]
     _refuse_twins(found)

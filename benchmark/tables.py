@@ -34,6 +34,7 @@ WIDE = {
     "full": ("recall@5", "recall@10", "ndcg@5", "ndcg@10"),
     "cand20": ("hitratio@1", "validratio", "hitratio@1_given_valid"),
 }
+STATE_TEXT = {"exact_match": "title exact", "token_f1": "title F1"}
 SPELLING = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hitratio": "HitRatio", "validratio": "ValidRatio"}
 
 
@@ -100,13 +101,22 @@ class Row:
     missing_seeds: Mapping[int, str] = field(default_factory=dict)
 
 
+class State(NamedTuple):
+    """A state of a row's weights (an adapter on, off): means over seeds of what it was measured on."""
+
+    row: str
+    name: str
+    values: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Table:
-    """One table; ``notes`` are sentences that belong under it."""
+    """One table; ``notes`` are sentences that belong under it, ``states`` those of rows that have several."""
 
     key: Key
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    states: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -265,7 +275,21 @@ def _text_table(table: Table, bold: bool) -> str:
     legend = "(best bold, * tied with best)" if bold else "(best **, * tied with best)"
     title = heading(table)
     title = f"{title}   {legend}" if len(title) + len(legend) + 3 <= WIDTH else f"{title}\n{legend}"
-    return "\n".join([title, *shown, *(f"note: {clean(note)}" for note in table.notes)])
+    states = ["", *_states(table, clean, "simple").splitlines()] if table.states else []
+    return "\n".join([title, *shown, *(f"note: {clean(note)}" for note in table.notes), *states])
+
+
+def _states(table: Table, escape: Callable[[str], str], form: str) -> str:
+    """The states as a grid of their own: what each ranks, and the titles it writes."""
+    narrow = NARROW[table.key.protocol]
+    head = ["method", "state", *map(metric_title, narrow), *STATE_TEXT.values()]
+    lines = [
+        [escape(state.row), escape(state.name), *(
+            f"{state.values[name]:.4f}" if name in state.values else "" for name in (*narrow, *STATE_TEXT)
+        )]
+        for state in table.states
+    ]  # fmt: skip
+    return tabulate(lines, head, tablefmt=form, disable_numparse=True)
 
 
 def _text_cells(row: Row, names: Sequence[str]) -> list[str]:
@@ -319,7 +343,10 @@ def _markdown_table(table: Table) -> str:
     grid = tabulate(lines, head, tablefmt="pipe", disable_numparse=True)
     notes = [f"- {escape_markdown(note)}" for note in table.notes]
     legend = "Best bold, \\* tied with best; 95% intervals over users."
-    return "\n".join([f"### {escape_markdown(heading(table))}", "", legend, "", grid, *(["", *notes] if notes else [])])
+    parts = [f"### {escape_markdown(heading(table))}", "", legend, "", grid, *(["", *notes] if notes else [])]
+    if table.states:
+        parts += ["", "The same weights in other states:", "", _states(table, escape_markdown, "pipe")]
+    return "\n".join(parts)
 
 
 def _markdown_cell(cell: Cell | None) -> str:

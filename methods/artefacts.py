@@ -16,6 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from genrec_bench.methods import distributed
+
 
 def canonical_hash(value: Any) -> str:
     """sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
@@ -39,6 +41,10 @@ class ArtefactCache:
 
         A build that fails or is killed leaves nothing that a later call could take for finished.
         """
+        with distributed.in_turn():
+            return self._get(stage, key, build)
+
+    def _get(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         folder = self.root / stage / canonical_hash(dict(key))[:24]
         if folder.exists():
             return self._found(folder)

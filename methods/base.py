@@ -84,12 +84,15 @@ class Method(ABC):
 
     ``version`` is part of the run id: raise it when the same config gives another result.
     ``published_as`` is the method's name in the printed tables, where it has one.
+    ``parallel``: torchrun's processes all call ``fit``, which shares its work among them and leaves the same method in
+    each (`genrec_bench.methods.distributed`); any other method is rank 0's alone.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     version: ClassVar[int] = 1
     published_as: ClassVar[str | None] = None
     family: ClassVar[str] = "other"
+    parallel: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig | None = None):
         self.config: Any = config if config is not None else self.Config()
@@ -100,7 +103,10 @@ class Method(ABC):
 
     @abstractmethod
     def recommend(self, histories: Histories, k: int) -> Ranking:
-        """The k best items for each history; items of the history are left out where ``histories.mask_seen``."""
+        """The k best items for each history; items of the history are left out where ``histories.mask_seen``.
+
+        A history that a person types belongs to a user whom nobody has seen: number ``num_users`` of the training view.
+        """
 
     def choose(self, histories: Histories, candidates: np.ndarray) -> Choice:
         """Pick one of ``candidates`` (B, C) int64 for each history. Optional: the candidate protocol asks for it."""
@@ -113,6 +119,25 @@ class Method(ABC):
     @abstractmethod
     def load(self, folder: Path, train: TrainView, context: Context) -> None:
         """Restore a saved method: afterwards `recommend` answers as it did before."""
+
+    def code(self, item: int) -> list[str] | None:
+        """The tokens that name item number ``item``, where the method writes items as codes. Optional: for display."""
+        return None
+
+    def variants(self) -> dict[str, "Method"]:
+        """Other states of what was trained that are worth measuring beside it, by name (adapter on, adapter off)."""
+        return {}
+
+    def write_titles(self, items: np.ndarray) -> list[str]:
+        """The title that the method writes for each item number of ``items``, from its code alone. Optional."""
+        raise NotImplementedError(f"{type(self).__name__} writes no text")
+
+    def published_variant(self) -> str | None:
+        """The row of the printed tables that this config stands beside, where papers print several; None: the main one.
+
+        A config that no paper has run gives a name that no row has.
+        """
+        return None
 
     def parameters(self) -> tuple[int, int]:
         """Learned numbers in all, and those of them that training changed."""

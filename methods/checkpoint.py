@@ -5,11 +5,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods import distributed
+
+SLOW_S = 1.0  # a save that takes longer is made seldom enough to cost a twentieth of the time
+
 
 class Checkpoint:
     """One file of training state in ``folder``; ``elapsed_s`` counts training seconds over all attempts.
 
-    ``every_s`` bounds how much work a kill can cost; saving more often only costs time.
+    ``every_s`` bounds how much work a kill can cost; saving more often only costs time. Of several processes all ask
+    at the same points of their work, and rank 0 writes.
     """
 
     def __init__(self, folder: Path | None, every_s: float = 10.0):
@@ -33,13 +39,25 @@ class Checkpoint:
         return self._elapsed_before_s + time.monotonic() - self._started
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, its random state restored; None where there is none, or it is damaged."""
+        """The saved state, its random state restored; None where there is none, or it is damaged.
+
+        Raises InputError where several processes do not see the same file.
+        """
+        state = self._load()
+        # an answer of all: nobody goes on, and saves again, before the last has read
+        if len(set(distributed.all_of(None if state is None else self._elapsed_before_s))) > 1:
+            raise InputError(f"The processes see different files in {self._path}: $GENREC_BENCH_HOME must be shared")
+        return state
+
+    def _load(self) -> dict[str, Any] | None:
         import torch
 
         if self._path is None or not self._path.exists():
             return None
         try:
-            saved = torch.load(self._path, weights_only=True, map_location="cpu")
+            # mapped, all processes of a machine hold one copy
+            shared = distributed.world_size() > 1
+            saved = torch.load(self._path, weights_only=True, map_location="cpu", mmap=shared)
             state: dict[str, Any] = saved["state"]
             torch_rng, cuda_rng, elapsed_s = saved["torch_rng"], saved["cuda_rng"], float(saved["elapsed_s"])
             torch.set_rng_state(torch_rng)
@@ -53,14 +71,15 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether enough time has passed since the last save to be worth another."""
-        return self._path is not None and time.monotonic() - self._saved >= self._every_s
+        return self._path is not None and distributed.told(time.monotonic() - self._saved >= self._every_s)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state by ``state`` (tensors, numbers, strings, lists and dicts of them)."""
         import torch
 
-        if self._path is None:
+        if self._path is None or distributed.rank() > 0:
             return
+        started = time.monotonic()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._path.with_suffix(f".tmp{os.getpid()}")
         cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -79,3 +98,5 @@ class Checkpoint:
         finally:
             unfinished.unlink(missing_ok=True)
         self._saved = time.monotonic()
+        if (took_s := self._saved - started) > SLOW_S:
+            self._every_s = max(self._every_s, 20 * took_s)

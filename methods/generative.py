@@ -14,7 +14,7 @@ from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.build import build_index
 from genrec_bench.methods.indexing.config import IndexConfig
 from genrec_bench.methods.indexing.index import ItemIndex
-from genrec_bench.methods.language.codes import CodeLoss, ItemTokens, LossOver
+from genrec_bench.methods.language.codes import CodeLoss, Contrast, ItemTokens, LossOver
 from genrec_bench.methods.language.sequences import TokenSequences
 from genrec_bench.methods.language.training import TrainingConfig
 from genrec_bench.methods.next_item import count_parameters, load_weights, save_weights
@@ -47,6 +47,7 @@ class Generative(Method):
     """A recommender that writes item codes. Subclasses give a vocabulary, a model, prompts and a training."""
 
     family = "generative"
+    parallel = True
     architecture: Literal["causal", "seq2seq"]
     model: Any
     items: ItemTokens  # codes in vocabulary ids
@@ -64,7 +65,7 @@ class Generative(Method):
         """What the model reads before it writes the next item's code; never empty."""
 
     def fit(self, train: TrainView, context: Context) -> None:
-        index = build_index(train, context, self.config.index, checkpoint=context.checkpoint.beside("index"))
+        index = build_index(train, context, self.index_config(context), checkpoint=context.checkpoint.beside("index"))
         self._build(index, train, context)
         self.train(train, context)
 
@@ -85,6 +86,11 @@ class Generative(Method):
         )
         return Ranking(items, scores, ordered=True)
 
+    def index_config(self, context: Context) -> IndexConfig:
+        """The config of the item index."""
+        config: IndexConfig = self.config.index
+        return config
+
     def save(self, folder: Path) -> None:
         (folder / "index").mkdir()
         self.index.save(folder / "index")
@@ -102,6 +108,9 @@ class Generative(Method):
         """Read them into the model that `make_model` made."""
         load_weights(self.model, folder)
 
+    def code(self, item: int) -> list[str] | None:
+        return self.index.strings(item)
+
     def parameters(self) -> tuple[int, int]:
         return count_parameters(self.model)
 
@@ -115,11 +124,10 @@ class Generative(Method):
 
         return Seq2SeqTokens
 
-    def loss(self) -> CodeLoss:
-        """The loss over a batch's targets that the config asks for."""
-        return CodeLoss(
-            self.model, self.token_model(), self.trie, self.items, self.config.loss_over, self.config.temperature
-        )
+    def loss(self, contrast: Contrast | None = None) -> CodeLoss:
+        """The loss over a batch's targets that the config asks for, and over its asides."""
+        over, temperature = self.config.loss_over, self.config.temperature
+        return CodeLoss(self.model, self.token_model(), self.trie, self.items, over, temperature, contrast)
 
     def _build(self, index: ItemIndex, train: TrainView, context: Context) -> None:
         self.index = index

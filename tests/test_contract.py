@@ -44,6 +44,12 @@ TINY = {
     "p5_cid": {**SMALL_MODEL, "architecture": "decoder_only", "index": {"clusters": 4, "cluster_limit": 10}},
     "lc_rec": {**SMALL_MODEL, "index": SMALL_INDEX, "text_examples": 50},
     "letter_lc_rec": {**SMALL_MODEL, "index": {**SMALL_INDEX, "groups": 2, "behaviour": "svd"}, "examples": "prefix"},
+    "eager_llm": {
+        **SMALL_MODEL,
+        "index": {"builder": "dual", "codes": 12, "behaviour": "svd", "dim": 8, "min_first_level_use": 0.0},
+        "cit": {"reconstruction": 20, "preference": 20},
+        "aat": {"learning_rate": 0.01},
+    },
     "din": {"dim": 8, "hidden": [8, 4], "epochs": 5, "max_length": 8},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},

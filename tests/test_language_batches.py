@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 from genrec_bench.methods.language.batches import pack, packed_batches, padded_batches, pair_batches
 from genrec_bench.methods.language.codes import ItemTokens, thinned, training_prefixes, training_windows
-from genrec_bench.methods.language.sequences import GIVEN, TEXT, TokenSequences, join, stack
+from genrec_bench.methods.language.sequences import ASIDE, GIVEN, TEXT, TokenSequences, join, stack
 
 PAD, END = 0, 2
 
@@ -91,7 +91,9 @@ def test_packing_shows_a_model_what_padding_shows_it():
         found = {}
         with torch.no_grad():
             for batch in batches:
-                for target, at, state in zip(batch.targets, batch.at, packed_states(model, batch), strict=True):
+                for target, at, state in zip(
+                    batch.targets, batch.at, packed_states(model, batch)[batch.at], strict=True
+                ):
                     row = batch.tokens.flatten()[: at + 1].tolist()
                     start = at - int(batch.positions.flatten()[at])
                     found[(tuple(row[start:]), int(target))] = state
@@ -102,6 +104,60 @@ def test_packing_shows_a_model_what_padding_shows_it():
     assert packed.keys() == alone.keys()
     assert len(packed) == sum(sequences.lengths - 1)
     assert all(torch.allclose(packed[key], alone[key], atol=1e-5) for key in packed)
+
+
+def asides_between() -> TokenSequences:
+    """Two rows: 1 5 [6] (aside of item 3) [7] (aside of item 0), and 1 [9]; what is learned in brackets."""
+    tokens = np.array([1, 5, 6, 3, 7, 0, 1, 9], np.int32)
+    levels = np.array([GIVEN, GIVEN, 0, ASIDE, 0, ASIDE, GIVEN, TEXT], np.int8)
+    return TokenSequences(np.array([0, 6, 8]), tokens, levels)
+
+
+def test_asides_by_hand():
+    """They see what stands before them, nobody sees them, and they take no position."""
+    (batch,) = packed_batches(asides_between(), 8, 100, PAD, np.random.default_rng(0))
+    assert batch.tokens.tolist() == [[1, 5, 6, PAD, 7, PAD, 1, 9]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1]]
+    assert (batch.at.tolist(), batch.targets.tolist(), batch.levels.tolist()) == ([1, 2, 6], [6, 7, 9], [0, 0, TEXT])
+    assert (batch.asides.at.tolist(), batch.asides.items.tolist(), batch.asides.targets) == ([3, 5], [3, 0], 3)
+    assert batch.visible()[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_a_part_keeps_the_pool_of_the_batch():
+    batch = next(packed_batches(asides_between(), 6, 100, PAD, np.random.default_rng(0)))
+    with_asides = 0 if batch.segments[0].max() == 1 and batch.tokens[0, 1] == 5 else 1
+    part = batch.part(with_asides, with_asides + 1)
+    other = batch.part(1 - with_asides, 2 - with_asides)
+    assert (part.asides.at.tolist(), part.asides.items.tolist()) == ([3, 5], [3, 0])
+    assert len(other.asides.at) == 0
+    assert part.asides.pool.tolist() == other.asides.pool.tolist() == [3, 0]
+    assert part.asides.targets == other.asides.targets == 3
+
+
+def test_a_model_answers_the_same_with_and_without_asides():
+    pytest.importorskip("transformers")
+    from genrec_bench.methods.language.backbone import tiny_llama
+    from genrec_bench.methods.language.codes import packed_states
+
+    model = tiny_llama(30, layers=2, dim=16, heads=2, feedforward=32)
+    rows = asides_between()
+    kept = rows.levels != ASIDE
+    bare = TokenSequences(np.array([0, 4, 6]), rows.tokens[kept], rows.levels[kept])
+    states = []
+    with torch.no_grad():
+        for sequences in (rows, bare):
+            (batch,) = packed_batches(sequences, 8, 100, PAD, np.random.default_rng(0))
+            states.append(packed_states(model, batch, torch.ones(16))[batch.at])
+    assert torch.allclose(*states, atol=1e-6)
 
 
 def test_pairs_by_hand():
@@ -120,6 +176,13 @@ def items() -> ItemTokens:
     """Items 0, 1, 2 with codes (0, 1), (1,), (1, 0): the second one is shorter and ends with the end token."""
     index = ItemIndex(np.array([[0, 1], [1, -1], [1, 0]]), level_tokens([2, 2]))
     return ItemTokens.of(index, [torch.tensor([10, 11]), torch.tensor([20, 21])], END)
+
+
+def test_asides_follow_what_is_learned(items):
+    rows = make_histories([[0, 2], [1]])
+    examples = items.histories(rows, learn=True, separator=TokenSequences.of([[7]]), asides=True)
+    assert lists(examples) == [[10, 21, 7, 11, 20, 7, 2], [11, END, 7]]
+    assert examples.levels.tolist() == [GIVEN, GIVEN, GIVEN, 0, 1, GIVEN, ASIDE, GIVEN, GIVEN, GIVEN]
 
 
 def test_codes_of_histories(items):

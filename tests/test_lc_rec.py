@@ -37,6 +37,7 @@ WORDINGS = {
     "SEQUENCE": (("history", "next"),), "OPEN_SEQUENCE": (("history", ""),),
     "ITEM_TO_CODE": (("called", "code"),), "CODE_TO_ITEM": (("code", "called"),),
     "TITLES_TO_CODE": (("names", "code"),), "CODES_TO_TITLE": (("history", "name"),),
+    "CODE_TO_TITLE": (("code", "title"),), "CODE_TO_DETAILS": (("code", "details"),),
     "SEARCH": (("wants", "found"),), "PREFERENCE": (("took", "likes"),),
 }  # fmt: skip
 SMALL = {
@@ -53,7 +54,7 @@ def writer_of(tokenizer, max_history=3, max_text=8, table=TABLE, index=INDEX) ->
     model = tiny_llama(len(tokenizer), layers=1, dim=8, heads=1, feedforward=8)
     code_ids = add_code_tokens(Backbone(model, tokenizer, "causal"), index)
     return ExampleWriter(
-        tokenizer, table, ItemTokens.of(index, code_ids, tokenizer.eos_token_id), max_history, max_text, cap=100
+        tokenizer, table, ItemTokens.of(index, code_ids, tokenizer.eos_token_id), max_history, max_text
     )
 
 
@@ -152,7 +153,7 @@ def test_text_to_code_and_code_to_text(writer):
 
 
 def test_texts_are_cut(writer):
-    short = ExampleWriter(writer.tokenizer, TABLE, writer.items, 3, max_text=3, cap=100)
+    short = ExampleWriter(writer.tokenizer, TABLE, writer.items, 3, max_text=3)
     assert set(read(writer, short.codes_to_items(np.repeat(1, 20), rng()))) == {
         f"<s> code {CODES[1]} called [blue text] [kettle text] [</s> text]",
         f"<s> code {CODES[1]} called [blue text] [kettle text] [, text] [</s> text]",
@@ -201,17 +202,17 @@ def test_preferences_are_of_the_history_alone(writer):
 def test_an_epoch_is_what_its_tasks_ask_for(writer):
     histories = make_histories(ROWS)
     sizes = {
-        task: len(writer.epoch(histories, (task,), True, rng()))
+        task: len(writer.epoch(histories, {task: 100}, True, rng()))
         for task in ("sequence", "item_to_code", "code_to_item", "fusion", "search", "preference")
     }
     assert sizes == {
         "sequence": 2, "item_to_code": 4, "code_to_item": 4, "fusion": 4, "search": 4, "preference": 4,
     }  # fmt: skip
-    assert len(writer.epoch(histories, tuple(sizes), False, rng())) == 24
-    writer.cap = 3
-    assert len(writer.epoch(histories, tuple(sizes), True, rng())) == 2 + 5 * 3
+    assert len(writer.epoch(histories, dict.fromkeys(sizes, 100), False, rng())) == 24
+    assert len(writer.epoch(histories, dict.fromkeys(sizes, 3), True, rng())) == 2 + 5 * 3
     nobody = make_histories([[1], [2]])
-    assert len(writer.epoch(nobody, tuple(sizes), True, rng())) == 3 * 3
+    assert len(writer.epoch(nobody, dict.fromkeys(sizes, 3), True, rng())) == 3 * 3
+    assert len(writer.epoch(histories, {"sequence": 3, "fusion": 0, "search": 1}, True, rng())) == 2 + 1
 
 
 @pytest.mark.parametrize("open_end", [True, False])
@@ -325,10 +326,10 @@ def test_items_without_titles(tmp_path, setting):
 
 def test_items_without_text_are_not_described(writer):
     table = TABLE.assign(title=["Red lamp", "", "", ""], categories=["", "", "books", ""])
-    bare = ExampleWriter(writer.tokenizer, table, writer.items, 3, 8, cap=100)
-    texts = read(bare, bare.epoch(make_histories(ROWS), ("item_to_code",), True, rng()))
+    bare = ExampleWriter(writer.tokenizer, table, writer.items, 3, 8)
+    texts = read(bare, bare.epoch(make_histories(ROWS), {"item_to_code": 100}, True, rng()))
     assert sorted(texts) == [f"<s> called books code {learned(2)}", f"<s> called red lamp code {learned(0)}"]
-    queries = read(bare, bare.epoch(make_histories(ROWS), ("search",), True, rng()))
+    queries = read(bare, bare.epoch(make_histories(ROWS), {"search": 100}, True, rng()))
     assert len(queries) == 2
     names = read(bare, bare.fusion(make_histories([[0, 1], [0, 1], [1, 0]]), rng()))
     assert names[1:] == [f"<s> history {CODES[1]} , name [red text] [lamp text] [</s> text]"]
@@ -337,7 +338,7 @@ def test_items_without_text_are_not_described(writer):
 def test_no_word_of_titles_categories_or_wordings_is_unknown(tmp_path, setting):
     method = method_of(tmp_path, epochs=1)
     method.fit(view(), setting())
-    examples = method.writer.epoch(make_histories(ROWS), method.config.tasks, False, rng())
+    examples = method.writer.epoch(make_histories(ROWS), dict.fromkeys(method.config.tasks, 100), False, rng())
     assert method.writer.tokenizer.unk_token_id not in examples.tokens
 
 
@@ -405,7 +406,7 @@ def test_killed_and_resumed_it_answers_the_same(tmp_path, setting, lora):
 @pytest.fixture
 def folder(tmp_path):
     """A causal language model as a folder."""
-    words = [part for name, value in vars(prompts).items() if name.isupper() for pair in value for part in pair]
+    words = [part for wordings in prompts.OF_LC_REC for pair in wordings for part in pair]
     tokenizer = word_tokenizer([*words, *TITLES, *CATEGORIES])
     tiny_llama(len(tokenizer), layers=1, dim=16, heads=2, feedforward=32).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

@@ -279,3 +279,28 @@ def test_a_record_that_contradicts_its_ranks_is_left_out(results):
     reported: list[str] = []
     assert set(rows(results, report=reported.append)) == {"beta", "tiger"}
     assert "recall@10 is 0.76, but the ranks give 0.75" in reported[0]
+
+
+def test_states_of_the_same_weights_stand_in_a_grid_of_their_own(results):
+    """Means over the seeds, of what every seed has measured."""
+    for seed, found in ((0, 0.5), (1, 0.25)):
+        metrics_of = {"recall@10": {"mean": found, "low": 0.0, "high": 1.0}}
+        variants = [
+            {"name": "adapter on", "metrics": metrics_of, "text": {"exact_match": 0.5, "token_f1": 0.75}},
+            {"name": "adapter off", "metrics": metrics_of, "text": {}},
+        ]
+        add(results, "two_states", seed, [1, 0, 0, 0], variants=variants)
+    lines = leaderboard.render(results, "text").splitlines()
+    at = next(number for number, line in enumerate(lines) if line.split()[:2] == ["method", "state"])
+    assert lines[at].split() == ["method", "state", "Recall@10", "NDCG@10", "title", "exact", "title", "F1"]
+    assert lines[at + 2].split() == ["two_states", "adapter", "on", "0.3750", "0.5000", "0.7500"]
+    assert lines[at + 3].split() == ["two_states", "adapter", "off", "0.3750"]
+    assert "| two\\_states | adapter off | 0.3750" in leaderboard.render(results, "md")
+
+
+def test_a_step_of_a_papers_ladder_stands_beside_its_own_figure(tmp_path):
+    add(tmp_path, "step", 0, [1, 1, 1, 0], published_as="EAGER-LLM", published_variant="DKI+GCT")
+    add(tmp_path, "other", 0, [1, 1, 0, 0], published_as="EAGER-LLM", published_variant="not printed")
+    lines = leaderboard.render(tmp_path, "text").splitlines()
+    assert "0.0781 higher" in lines[2]
+    assert lines[3].rstrip().endswith(" -")

@@ -25,8 +25,16 @@ def grid_of(methods=("popularity",), **more):
     return cells(make_suite({"methods": list(methods), "datasets": ["tiny"], **more}))
 
 
-def run(results: Path, methods=("popularity",), budget: float | None = None, force=False, jobs=2, **more) -> Outcome:
-    return run_grid(grid_of(methods, **more), results, Progress(quiet=True), budget, force, jobs)
+def run(
+    results: Path,
+    methods=("popularity",),
+    budget: float | None = None,
+    force=False,
+    jobs=2,
+    keep_models=False,
+    **more,
+) -> Outcome:
+    return run_grid(grid_of(methods, **more), results, Progress(quiet=True), budget, force, jobs, keep_models)
 
 
 def files_of(results: Path) -> dict[str, tuple[bytes, int]]:

@@ -70,6 +70,21 @@ def test_methods_without_choose_stay_out_of_the_candidate_protocol(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_row_may_have_seeds_of_its_own(tmp_path):
+    suite = grid("methods: [popularity, {method: markov, seeds: [7]}]\ndatasets: [a]\nseeds: [1, 2]\n", tmp_path)
+    assert [(cell.method, cell.seed) for cell in suite] == [("popularity", 1), ("popularity", 2), ("markov", 7)]
+
+
+def test_a_tiers_values_win_over_tuned_ones_and_yield_to_the_entry(tmp_path):
+    text = (
+        "methods: [sasrec, {method: sasrec, label: wide, config: {dim: 64}}]\ndatasets: [a]\n"
+        "tuned: {a: {sasrec: {dim: 16, dropout: 0.1}}}\ntiers: {base: {sasrec: {dim: 32}}}\n"
+    )
+    assert [(cell.config.dim, cell.config.dropout) for cell in grid(text, tmp_path)] == [(16, 0.1), (64, 0.1)]
+    base = grid(text + "scale: base\n", tmp_path)
+    assert [(cell.config.dim, cell.config.dropout) for cell in base] == [(32, 0.1), (64, 0.1)]
+
+
 def test_tuned_values_yield_to_the_entry_and_to_set(tmp_path):
     text = (
         "methods: [sasrec, {method: sasrec, label: own, config: {dropout: 0.2}}]\ndatasets: [a, b]\n"

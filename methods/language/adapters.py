@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.base import MethodConfig, Rate
+from genrec_bench.methods.decoding.tokens import unwrapped
 from genrec_bench.methods.language import sources
 from genrec_bench.methods.language.backbone import Backbone
 
@@ -53,6 +54,23 @@ def switch_on_checkpointing(model: Any) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.config.use_cache = False  # a cache of keys would need what is not kept
+
+
+def merge(backbone: Backbone) -> None:
+    """Put what adapters and new rows have learned into the weights themselves; the adapters are gone."""
+    if hasattr(backbone.model, "merge_and_unload"):
+        backbone.model = backbone.model.merge_and_unload()
+
+
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under LoRA adapters, by the names they have without them; tied ones once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in unwrapped(model).state_dict().items():
+        if ".lora_" not in name and value.data_ptr() not in seen:
+            seen.add(value.data_ptr())
+            found[name.replace(".base_layer.", ".")] = value
+    return found
 
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:

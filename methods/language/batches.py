@@ -7,12 +7,27 @@ methods' own repositories train, costs 17 times the positions on Amazon Beauty f
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrec_bench.methods.language.sequences import GIVEN, TokenSequences
+from genrec_bench.methods.language.sequences import ASIDE, GIVEN, TokenSequences
+
+
+@dataclass(frozen=True, eq=False)
+class Asides:
+    """Positions that no other sees: their tokens are padding, the loss gives them an embedding of its own.
+
+    The hidden state at flat position ``at`` (A,) stands for item ``items`` (A,). ``pool`` (Q,) are the items, and
+    ``targets`` the number of learned tokens, of the whole batch, also in a part of it.
+    """
+
+    at: Tensor
+    items: Tensor
+    pool: Tensor
+    targets: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,27 +43,38 @@ class Packed:
     at: Tensor
     targets: Tensor
     levels: Tensor
+    asides: Asides | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def part(self, first: int, last: int) -> "Packed":
         """Rows ``first`` to ``last`` (exclusive)."""
-        width = self.tokens.shape[1]
-        chosen = (self.at >= first * width) & (self.at < last * width)
+        begin, end = (edge * self.tokens.shape[1] for edge in (first, last))
+        chosen = (self.at >= begin) & (self.at < end)
+        asides = self.asides
+        if asides is not None:
+            own = (asides.at >= begin) & (asides.at < end)
+            asides = replace(asides, at=asides.at[own] - begin, items=asides.items[own])
         return Packed(
             self.tokens[first:last], self.positions[first:last], self.segments[first:last],
-            self.at[chosen] - first * width, self.targets[chosen], self.levels[chosen],
+            self.at[chosen] - begin, self.targets[chosen], self.levels[chosen], asides,
         )  # fmt: skip
 
     def to(self, device: str) -> "Packed":
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        asides = self.asides and replace(self.asides, **_tensors_on(self.asides, device))
+        return replace(self, **_tensors_on(self, device), asides=asides)
 
     def visible(self) -> Tensor:
         """Which position sees which, (R, 1, C, C) bool. Padding sees itself: a row without any would be NaN."""
         length = self.tokens.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
-        return ((self.segments[:, :, None] == self.segments[:, None, :]) & causal)[:, None]
+        seen = (self.segments[:, :, None] == self.segments[:, None, :]) & causal
+        if self.asides is not None:
+            shown = torch.ones(self.tokens.shape, dtype=torch.bool, device=self.tokens.device)
+            shown.view(-1)[self.asides.at] = False
+            seen &= shown[:, None, :] | torch.eye(length, dtype=torch.bool, device=shown.device)
+        return seen[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +98,12 @@ class Pairs:
         return replace(self, **{name: value[first:last] for name, value in vars(self).items()})
 
     def to(self, device: str) -> "Pairs":
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return replace(self, **_tensors_on(self, device))
+
+
+def _tensors_on(batch: "Asides | Packed | Pairs", device: str) -> dict[str, Any]:
+    values = vars(batch).items()
+    return {name: value.to(device, non_blocking=True) for name, value in values if torch.is_tensor(value)}
 
 
 def packed_batches(
@@ -136,17 +167,27 @@ def _packed(sequences: TokenSequences, rows: list[list[int]], width: int, pad: i
         full[flat] = values
         return full.reshape(len(rows), width)
 
-    levels = sequences.levels[source]
-    learned = np.flatnonzero((levels != GIVEN) & (within > 0))
+    tokens, levels = sequences.tokens[source].astype(np.int64), sequences.levels[source]
+    aside = levels == ASIDE
+    # a token's position counts, and its prediction comes from, the tokens before it that it sees
+    before = np.cumsum(~aside) - ~aside
+    position = before - np.repeat(before[total - lengths], lengths)
+    predictor = np.maximum.accumulate(np.where(aside, 0, flat))
+    learned = np.flatnonzero((levels != GIVEN) & ~aside & (within > 0))
     arrays = (
-        table(sequences.tokens[source], pad, np.int64),
-        table(within, 0, np.int64),
+        table(np.where(aside, pad, tokens), pad, np.int64),
+        table(position, 0, np.int64),
         table(np.repeat(segment_of, lengths), 0, np.int16),
-        flat[learned] - 1,
-        sequences.tokens[source[learned]].astype(np.int64),
+        predictor[learned - 1],
+        tokens[learned],
         levels[learned].astype(np.int64),
     )
-    return Packed(*map(torch.from_numpy, arrays))
+    asides = None
+    if aside.any():
+        at, items = torch.from_numpy(flat[aside]), torch.from_numpy(tokens[aside])
+        asides = Asides(at, items, pool=items, targets=len(learned))
+    tensors: list[Any] = [torch.from_numpy(array) for array in arrays]
+    return replace(Packed(*tensors), asides=asides)
 
 
 def pair_batches(

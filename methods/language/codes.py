@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from genrec_bench.methods.decoding.causal import additive
 from genrec_bench.methods.decoding.tokens import CodeTokens, TokenModel, unwrapped
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.index import ItemIndex
-from genrec_bench.methods.language.batches import Packed, Pairs
-from genrec_bench.methods.language.sequences import GIVEN, TEXT, TokenSequences, join, stack
+from genrec_bench.methods.language.batches import Asides, Packed, Pairs
+from genrec_bench.methods.language.sequences import ASIDE, GIVEN, TEXT, TokenSequences, join, stack
 from genrec_bench.methods.next_item import windows
 
 LossOver = Literal["trie", "level", "vocabulary"]
@@ -58,21 +58,31 @@ class ItemTokens:
         """Each item's code as something given, N rows."""
         return self.learned.given()
 
+    @cached_property
+    def asides(self) -> TokenSequences:
+        """Each item's aside, N rows."""
+        count = len(self.ids)
+        tokens = np.arange(count, dtype=np.int32)
+        return TokenSequences(np.arange(count + 1), tokens, np.full(count, ASIDE, dtype=np.int8))
+
     def histories(
-        self, rows: Histories, learn: bool = False, separator: TokenSequences | None = None
+        self, rows: Histories, learn: bool = False, separator: TokenSequences | None = None, asides: bool = False
     ) -> TokenSequences:
         """The codes of each row's items in a row, ``separator`` (one sequence) after each.
 
-        With ``learn``, all items but a row's first are targets.
+        With ``learn``, all items but a row's first are targets; with ``asides``, an aside follows each of them.
         """
+        first = np.zeros(len(rows.items), dtype=bool)
+        first[rows.offsets[:-1][rows.lengths > 0]] = True
         pieces = self.read.select(rows.items)
         if learn:
-            first = np.zeros(len(rows.items), dtype=bool)
-            first[rows.offsets[:-1][rows.lengths > 0]] = True
             both = stack(self.learned, self.read)
             pieces = both.select(rows.items + np.where(first, len(self.read), 0))
         if separator is not None:
             pieces = join(pieces, separator.repeated(len(pieces)))
+        if asides:
+            either = stack(self.asides, TokenSequences.of([[]]))
+            pieces = join(pieces, either.select(np.where(first, len(self.asides), rows.items)))
         return pieces.grouped(rows.offsets)
 
 
@@ -124,25 +134,41 @@ class CodeLoss:
     A code token competes with the codes that continue its prefix to a real item (``over="trie"``: the probabilities of
     all items sum to one), with the codes of its level ("level"), or with the whole vocabulary; text always with the
     whole vocabulary. Logits are divided by ``temperature`` first: LETTER's ranking-guided loss (section 3.3), which
-    below 1 weighs hard negatives more.
+    below 1 weighs hard negatives more. ``contrast`` adds its loss over a batch's asides.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: type, trie: ItemTrie, items: ItemTokens, over: LossOver, temperature: float
+        self,
+        model: nn.Module,
+        adapter: type,
+        trie: ItemTrie,
+        items: ItemTokens,
+        over: LossOver,
+        temperature: float,
+        contrast: "Contrast | None" = None,
     ):
         self.model, self.adapter, self.trie, self.over, self.temperature = model, adapter, trie, over, temperature
         self.codes = CodeTokens(trie, items.by_level, items.end_id if trie.variable else None, trie.device)
+        self.contrast = contrast
 
     def __call__(self, batch: Packed | Pairs) -> Tensor:
         """The loss, a scalar with a gradient."""
-        tokens: TokenModel = self.adapter(self.model)
-        if isinstance(batch, Packed):
-            states, read, at = packed_states(self.model, batch), batch.tokens.flatten(), batch.at
-            targets, levels = batch.targets, batch.levels
-        else:
+        if isinstance(batch, Pairs):
             at = (batch.levels != GIVEN).flatten().nonzero()[:, 0]
             states, read = answer_states(self.model, batch).flatten(0, 1)[at], batch.decoder.flatten()
-            targets, levels = batch.answers.flatten()[at], batch.levels.flatten()[at].long()
+            return self._of_targets(states, read, at, batch.answers.flatten()[at], batch.levels.flatten()[at].long())
+        hidden = packed_states(self.model, batch, self.contrast.token if self.contrast else None)
+        read = batch.tokens.flatten()
+        total = self._of_targets(hidden[batch.at], read, batch.at, batch.targets, batch.levels)
+        if self.contrast is not None and batch.asides is not None:
+            # the mean over the batch's asides, in a sum that is divided by the number of the batch's targets
+            weight = batch.asides.targets / len(batch.asides.pool)
+            total = total + weight * self.contrast(hidden[batch.asides.at], batch.asides)
+        return total
+
+    def _of_targets(self, states: Tensor, read: Tensor, at: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
+        """Of ``targets`` (P,) that ``states`` (P, h) predict, at flat positions ``at`` of the tokens ``read``."""
+        tokens: TokenModel = self.adapter(self.model)
         if self.over == "vocabulary":
             return self._cross_entropy(tokens.logits(states, None), targets)
         text = (levels == TEXT).nonzero()[:, 0]
@@ -178,18 +204,32 @@ class CodeLoss:
         return functional.cross_entropy(logits.float() / self.temperature, targets, reduction="sum")
 
 
-def packed_states(model: nn.Module, batch: Packed) -> Tensor:
-    """Hidden states (P, h) of a decoder-only model that predict the batch's targets."""
+class Contrast(Protocol):
+    """A loss over a batch's asides (EAGER-LLM's is `genrec_bench.methods.language.contrast.GlobalContrast`)."""
+
+    @property
+    def token(self) -> Tensor:
+        """(h,), the embedding that stands at every aside."""
+
+    def __call__(self, states: Tensor, asides: Asides) -> Tensor:
+        """The summed loss of ``states`` (A, h), the hidden states at the asides."""
+
+
+def packed_states(model: nn.Module, batch: Packed, aside: Tensor | None = None) -> Tensor:
+    """Hidden states (R x C, h) of a decoder-only model; ``aside`` (h,) is the embedding at the batch's asides."""
     bare = unwrapped(model)
     device = batch.tokens.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bare.dtype
+    given: dict[str, Tensor] = {"input_ids": batch.tokens}
+    if batch.asides is not None and aside is not None:
+        embedded = bare.get_input_embeddings()(batch.tokens)  # (R, C, h)
+        shape = embedded.shape
+        own = aside.to(embedded.dtype).expand(len(batch.asides.at), -1)
+        given = {"inputs_embeds": embedded.flatten(0, 1).index_copy(0, batch.asides.at, own).view(shape)}
     out = bare.get_decoder()(
-        input_ids=batch.tokens,
-        position_ids=batch.positions,
-        attention_mask=additive(batch.visible(), dtype),
-        use_cache=False,
+        **given, position_ids=batch.positions, attention_mask=additive(batch.visible(), dtype), use_cache=False
     )
-    states: Tensor = out.last_hidden_state.flatten(0, 1)[batch.at]
+    states: Tensor = out.last_hidden_state.flatten(0, 1)
     return states
 
 

@@ -1,13 +1,14 @@
-"""Training examples of LC-Rec's tasks, built for a whole epoch at a time from ragged token sequences.
+"""Training examples of LC-Rec's and EAGER-LLM's tasks, built for a whole epoch at a time from ragged token sequences.
 
-Six tasks (Zheng et al., ICDE 2024, arXiv 2311.09049, section 3.3): the next item's code from codes (sequence), code
-from text and text from code, the next item across the two (fusion), code from a query (search), and a text of what a
-user likes (preference). Deviation: the paper has GPT-3.5 write queries and preferences; here a query is words of the
-item's own text, and a preference is the commonest categories (or title words) of the user's training items.
+Six tasks of LC-Rec (Zheng et al., ICDE 2024, arXiv 2311.09049, section 3.3): the next item's code from codes
+(sequence), code from text and text from code, the next item across the two (fusion), code from a query (search), and a
+text of what a user likes (preference). EAGER-LLM's semantic reconstruction asks for title and details apart. Deviation:
+LC-Rec has GPT-3.5 write queries and preferences; here a query is words of the item's own text, and a preference is the
+commonest categories (or title words) of the user's training items.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,12 @@ from genrec_bench.methods.language.codes import ItemTokens, training_prefixes, t
 from genrec_bench.methods.language.prompts import Wording
 from genrec_bench.methods.language.sequences import TEXT, TokenSequences, join, stack
 
-Task = Literal["sequence", "item_to_code", "code_to_item", "fusion", "search", "preference"]
+Task = Literal[
+    "sequence", "item_to_code", "code_to_item", "code_to_title", "code_to_details", "fusion", "search", "preference"
+]
+
+_OfItems = Callable[[np.ndarray, np.random.Generator], TokenSequences]
+_OfRows = Callable[[Histories, np.random.Generator], TokenSequences]
 
 PREFERENCE_TERMS = 5  # terms of a preference text
 QUERY_SHARE = 0.5  # words of an item's text that make a query
@@ -49,7 +55,6 @@ class ExampleWriter:
     items: ItemTokens
     max_history: int
     max_text: int  # tokens of one item's text
-    cap: int  # examples of each text task an epoch
     window: int | None = None  # items of a training sequence that is one example; None: max_history
     thinning: float = 0.0  # highest share of its items left out
 
@@ -63,11 +68,16 @@ class ExampleWriter:
         self.separator = TokenSequences.of(self.encode([","]))
         titles = self.table["title"].to_numpy(dtype=str)
         categories = self.table["categories"].to_numpy(dtype=str)
+        descriptions = self.table["description"].to_numpy(dtype=str)
         details = [
-            ", ".join(filter(None, [title, *kinds.split("|")])) for title, kinds in zip(titles, categories, strict=True)
+            ", ".join(filter(None, [title, *kinds.split("|"), description]))
+            for title, kinds, description in zip(titles, categories, descriptions, strict=True)
         ]
         self.titles = self._texts(titles.tolist()).cut(self.max_text)
         self.details = self._texts(details).cut(self.max_text)
+        self.forms = [self.titles, self.details]  # texts that an item is told by
+        if (descriptions != "").any():
+            self.forms.append(self._texts(descriptions.tolist()).cut(self.max_text))
         words = [text.replace(",", " ").split()[: self.max_text] for text in details]
         self.words = self._texts([word for row in words for word in row]).given()
         self.word_offsets = np.concatenate([[0], np.cumsum([len(row) for row in words])]).astype(np.int64)
@@ -82,6 +92,7 @@ class ExampleWriter:
 
         self.sequence, self.open_sequence = worded(prompts.SEQUENCE), worded(prompts.OPEN_SEQUENCE)
         self.to_code, self.to_item = worded(prompts.ITEM_TO_CODE), worded(prompts.CODE_TO_ITEM)
+        self.to_title, self.to_details = worded(prompts.CODE_TO_TITLE), worded(prompts.CODE_TO_DETAILS)
         self.titles_to_code, self.codes_to_title = worded(prompts.TITLES_TO_CODE), worded(prompts.CODES_TO_TITLE)
         self.search, self.preference = worded(prompts.SEARCH), worded(prompts.PREFERENCE)
 
@@ -100,32 +111,49 @@ class ExampleWriter:
         return (self.open_sequence if open_end else self.sequence).ask(self._codes(histories), which)
 
     def epoch(
-        self, sequences: Histories, tasks: Sequence[Task], open_end: bool, rng: np.random.Generator
+        self,
+        sequences: Histories,
+        tasks: Mapping[Task, int],
+        open_end: bool,
+        rng: np.random.Generator,
+        asides: bool = False,
     ) -> TokenSequences:
-        """Every example of an epoch. ``open_end``: the sequence task learns all items of a history in one example."""
-        parts = [self.sequences(sequences, open_end, rng)] if "sequence" in tasks else []
-        for task, write in (
-            ("item_to_code", self.items_to_codes), ("code_to_item", self.codes_to_items), ("search", self.queries),
-        ):  # fmt: skip
-            if task in tasks:
-                chosen = rng.permutation(self.described)[: self.cap]
-                parts.append(write(chosen, rng))
-        for task, crossed in (("fusion", self.fusion), ("preference", self.preferences)):
-            if task in tasks:
+        """Every example of an epoch: all of the sequence task, at most ``tasks[task]`` of any other.
+
+        ``open_end``: the sequence task learns all items of a history in one example. ``asides``: see `sequences`.
+        """
+        parts = [self.sequences(sequences, open_end, rng, asides)] if tasks.get("sequence") else []
+        of_items: tuple[tuple[Task, _OfItems], ...] = (
+            ("item_to_code", self.items_to_codes), ("code_to_item", self.codes_to_items),
+            ("code_to_title", self.codes_to_titles), ("code_to_details", self.codes_to_details),
+            ("search", self.queries),
+        )  # fmt: skip
+        for task, write in of_items:
+            if cap := tasks.get(task):
+                parts.append(write(rng.permutation(self.described)[:cap], rng))
+        of_rows: tuple[tuple[Task, _OfRows], ...] = (("fusion", self.fusion), ("preference", self.preferences))
+        for task, crossed in of_rows:
+            if cap := tasks.get(task):
                 rows = training_prefixes(sequences, self.max_history)
-                parts.append(crossed(rows.select(rng.permutation(len(rows))[: self.cap]), rng))
+                parts.append(crossed(rows.select(rng.permutation(len(rows))[:cap]), rng))
         return stack(*parts)
 
-    def sequences(self, sequences: Histories, open_end: bool, rng: np.random.Generator) -> TokenSequences:
-        """Sequential recommendation: codes to code."""
+    def sequences(
+        self, sequences: Histories, open_end: bool, rng: np.random.Generator, asides: bool = False
+    ) -> TokenSequences:
+        """Sequential recommendation: codes to code; with ``asides``, one after the token that ends each target."""
         if open_end:
             rows = training_windows(sequences, self.window or self.max_history, rng, self.thinning)
             which = rng.integers(0, len(self.open_sequence), len(rows))
-            return self.open_sequence.ask(self.items.histories(rows, learn=True, separator=self.separator), which)
+            codes = self.items.histories(rows, learn=True, separator=self.separator, asides=asides)
+            return self.open_sequence.ask(codes, which)
         rows = training_prefixes(sequences, self.max_history)
         which = rng.integers(0, len(self.sequence), len(rows))
-        asked = self.sequence.ask(self._codes(rows.without_last(1)), which)
-        return join(asked, self.items.learned.select(rows.last(1).items))
+        return self._answered(self.sequence.ask(self._codes(rows.without_last(1)), which), rows, asides)
+
+    def longest(self, sequences: Histories, open_end: bool) -> TokenSequences:
+        """One example a user, as `prompt` asks: the last item is the target."""
+        return self._answered(self.prompt(sequences.without_last(1).last(self.max_history), open_end), sequences)
 
     def items_to_codes(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
         """An item's text to its code."""
@@ -136,6 +164,18 @@ class ExampleWriter:
         """An item's code to its text."""
         which = rng.integers(0, len(self.to_item), len(items))
         return join(self.to_item.ask(self.items.read.select(items), which), self._text(items, rng), self._ends(items))
+
+    def codes_to_titles(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """An item's code to its title."""
+        return self._told(self.to_title, items[self.titles.lengths[items] > 0], self.titles, rng)
+
+    def codes_to_details(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """An item's code to its title, categories and description."""
+        return self._told(self.to_details, items, self.details, rng)
+
+    def title_prompt(self, items: np.ndarray) -> TokenSequences:
+        """What asks for an item's title: wording 0."""
+        return self.to_title.ask(self.items.read.select(items), np.zeros(len(items), dtype=np.int64))
 
     def queries(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
         """Some words of an item's text, in any order, to its code."""
@@ -189,11 +229,26 @@ class ExampleWriter:
     def _codes(self, rows: Histories) -> TokenSequences:
         return self.items.histories(rows, separator=self.separator)
 
+    def _answered(self, asked: TokenSequences, rows: Histories, asides: bool = False) -> TokenSequences:
+        """Each row's last item as the answer; with ``asides``, the end token and an aside follow."""
+        items = rows.last(1).items
+        parts = [asked, self.items.learned.select(items)]
+        if asides:
+            parts += [self._ends(items).given(), self.items.asides.select(items)]
+        return join(*parts)
+
+    def _told(
+        self, wordings: Wordings, items: np.ndarray, texts: TokenSequences, rng: np.random.Generator
+    ) -> TokenSequences:
+        which = rng.integers(0, len(wordings), len(items))
+        return join(wordings.ask(self.items.read.select(items), which), texts.select(items), self._ends(items))
+
     def _text(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
-        """Title alone or with categories, at random."""
-        both = stack(self.titles, self.details)
-        in_detail = rng.integers(0, 2, len(items)).astype(bool) | (self.titles.lengths[items] == 0)
-        return both.select(items + len(self.titles) * in_detail)
+        """Title, title with categories and description, or description, at random."""
+        form = rng.integers(0, len(self.forms), len(items))
+        lengths = np.stack([texts.lengths for texts in self.forms])
+        form[lengths[form, items] == 0] = 1  # details hold whatever there is
+        return stack(*self.forms).select(items + len(self.titles) * form)
 
     def _ends(self, rows: np.ndarray) -> TokenSequences:
         return self.end.repeated(len(rows))

@@ -1,4 +1,4 @@
-"""What a language model is asked: our own wordings of the tasks of LC-Rec and LETTER.
+"""What a language model is asked: our own wordings of the tasks of LC-Rec, LETTER and EAGER-LLM.
 
 A wording is a pair (before, after): what stands before the input (a history, a title, a code) and after it; the answer
 follows. Wording 0 of a task is the one used at test. In ``sequence`` training the answer follows the history itself, so
@@ -37,6 +37,26 @@ CODE_TO_ITEM: tuple[Wording, ...] = (
     ("Tell a reader what", "is:"),
     ("Translate the code", "into text:"),
     ("Which product is", "?"),
+)
+CODE_TO_TITLE: tuple[Wording, ...] = (
+    ("The title of", "is"),
+    ("Name the item", "by its title:"),
+    ("What does the catalogue call", "? It calls it"),
+    ("On the label of", "stands"),
+    ("Code", "has the title"),
+    ("Turn the code", "into a title:"),
+    ("A shop lists", "as"),
+    ("Which name belongs to", "? The name"),
+)
+CODE_TO_DETAILS: tuple[Wording, ...] = (
+    ("All that is known of", ":"),
+    ("Describe", "in detail:"),
+    ("The page of", "reads"),
+    ("Name and kind of", "are"),
+    ("Write what a buyer should know of", ":"),
+    ("Details of the code", "are these:"),
+    ("Tell everything about", ". It is"),
+    ("A full description of", "would be"),
 )
 TITLES_TO_CODE: tuple[Wording, ...] = (
     ("A person took, oldest first:", "The code of the item they take next:"),
@@ -78,3 +98,10 @@ PREFERENCE: tuple[Wording, ...] = (
     ("Look at this sequence of items:", "The common themes are"),
     ("After interacting with", "one can say that the user prefers"),
 )
+
+OF_LC_REC = (
+    SEQUENCE, OPEN_SEQUENCE, ITEM_TO_CODE, CODE_TO_ITEM, TITLES_TO_CODE, CODES_TO_TITLE, SEARCH, PREFERENCE,
+)  # fmt: skip
+OF_EAGER_LLM = (
+    SEQUENCE, OPEN_SEQUENCE, ITEM_TO_CODE, CODE_TO_TITLE, CODE_TO_DETAILS, TITLES_TO_CODE, CODES_TO_TITLE, PREFERENCE,
+)  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 
 TEXT = -1  # a target that is text
 GIVEN = -2  # a token that is read, not learned
+ASIDE = -3  # stands for an item and sees all before it, seen by no other token (EAGER-LLM's [CON])
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +15,8 @@ class TokenSequences:
     """S ragged sequences of vocabulary ids and what is to be learned of them.
 
     Sequence s is ``tokens[offsets[s]:offsets[s + 1]]``. ``levels``, aligned with tokens: the code level of a token that
-    is a target, ``TEXT`` for any other target, ``GIVEN`` where nothing is learned.
+    is a target, ``TEXT`` for any other target, ``GIVEN`` where nothing is learned, ``ASIDE`` where the token is the
+    number of an item.
     """
 
     offsets: np.ndarray  # (S + 1,) int64

@@ -1,7 +1,8 @@
 """The training loop of language models: AdamW, cosine schedule with warm-up, averaging, exact resume.
 
-A step is one batch, in parts where the memory asks for it; the gradient is that of the whole batch either way. Data
-order depends on (seed, epoch) alone, so a resumed run equals an undisturbed one, bit for bit on a CPU.
+A step is one batch, in parts where the memory asks for it, and of several processes (torchrun) each takes its rows; the
+gradient is that of the whole batch either way. Data order depends on (seed, epoch) alone, so a resumed run equals an
+undisturbed one, bit for bit on a CPU.
 """
 
 import math
@@ -17,10 +18,12 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from genrec_bench.methods import distributed
 from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
 from genrec_bench.methods.decoding.tokens import unwrapped
 from genrec_bench.methods.dropout import dropout
 from genrec_bench.methods.language.batches import Packed, Pairs
+from genrec_bench.methods.language.sharing import SharedWeights, share
 
 Batch = Packed | Pairs
 
@@ -43,6 +46,7 @@ class TrainingConfig(MethodConfig):
     averaging: Rate = 0.998  # of the weights, a step; 0 keeps the last ones
     bf16: bool = True  # bf16 products (weights and optimiser stay float32)
     gradient_checkpointing: bool = False  # recompute activations instead of keeping them
+    sharding: bool = False  # under torchrun: layers' weights spread over the processes, not whole in each
 
 
 class TrainingDiverged(ArithmeticError):
@@ -73,9 +77,12 @@ def train_language_model(
 
     ``epoch_batches(rng)`` gives an epoch's batches; ``loss_of(batch)`` the summed loss of its targets. Only parameters
     that require a gradient are trained, averaged, kept and saved. Raises TrainingDiverged, naming the step, when the
-    loss is no longer a number: the last checkpoint, from before, stays.
+    loss is no longer a number: the last checkpoint, from before, stays. Of several processes all validate, in step: a
+    sharded model needs all of them to answer; rank 0's score counts.
     """
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    whole_again = share(model, config.sharding, config.bf16)
+    weights = SharedWeights(model)
+    trained = weights.parts
     decayed = [value for value in trained.values() if value.ndim > 1]
     plain = [value for value in trained.values() if value.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -83,24 +90,24 @@ def train_language_model(
     progress = _Progress()
     average, best_weights = _copy(trained), _copy(trained)
     if (saved := context.checkpoint.load()) is not None:
-        _put(trained, saved["weights"])
-        optimiser.load_state_dict(saved["optimiser"])
-        average, best_weights = _on(saved["average"], trained), _on(saved["best_weights"], trained)
+        _put(trained, weights.spread(saved["weights"]))
+        weights.spread_state(optimiser, saved["optimiser"])
+        average, best_weights = weights.spread(saved["average"]), weights.spread(saved["best_weights"])
         progress = _Progress(**saved["progress"])
 
     def save() -> None:
         context.checkpoint.save(
             {
-                "weights": {name: value.detach() for name, value in trained.items()},
-                "optimiser": optimiser.state_dict(),
-                "average": average,
-                "best_weights": best_weights,
+                "weights": weights.gathered(trained),
+                "optimiser": weights.gathered_state(optimiser),
+                "average": weights.gathered(average),
+                "best_weights": weights.gathered(best_weights),
                 "progress": asdict(progress),
             }
         )
 
     steps_an_epoch = sum(1 for _ in epoch_batches(np.random.default_rng([context.seed, 0])))
-    stepper = _Stepper(model, list(trained.values()), optimiser, loss_of, config, context, steps_an_epoch)
+    stepper = _Stepper(model, weights, optimiser, loss_of, config, context, steps_an_epoch)
     while progress.epoch < config.epochs and progress.since_best < config.patience:
         started = time.monotonic()
         _epoch(stepper, epoch_batches, trained, average, progress, save)
@@ -113,7 +120,7 @@ def train_language_model(
             _put(trained, average)
             model.eval()
             started = time.monotonic()
-            score = context.validate(method, users=config.validation_users)
+            score = distributed.told(context.validate(method, users=config.validation_users))
             progress.since_best += 1
             if score > progress.best:
                 progress.best, progress.since_best, best_weights = score, 0, _copy(trained)
@@ -124,6 +131,7 @@ def train_language_model(
             save()
     save()  # a kill while items are ranked does not cost training
     _put(trained, best_weights)
+    whole_again()
     model.eval()
 
 
@@ -150,12 +158,12 @@ def _epoch(
 
 
 class _Stepper:
-    """One optimiser step, in as many parts as the memory asks for."""
+    """One optimiser step, in as many parts as the memory asks for, of this process's rows."""
 
     def __init__(
         self,
         model: nn.Module,
-        weights: list[nn.Parameter],
+        weights: SharedWeights,
         optimiser: torch.optim.Optimizer,
         loss_of: Callable[[Batch], Tensor],
         config: TrainingConfig,
@@ -171,20 +179,26 @@ class _Stepper:
         """Mean loss of the batch's targets; weights moved."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * schedule((progress.total_steps + 1) / self.steps, self.config)
-        loss = self._gradients_in_parts(batch)
+        if distributed.world_size() > 1:  # other dropout in each process, and the same again after a resume
+            torch.manual_seed(_seed_of(self.context.seed, progress.total_steps, distributed.rank()))
+        total = self._gradients_in_parts(batch)
+        self.weights.collect(total)
+        loss = float(total)
         if not math.isfinite(loss):
             where = f"epoch {progress.epoch + 1}, step {progress.step + 1} (step {progress.total_steps + 1} in all)"
             raise TrainingDiverged(f"the loss became {loss} in {where}; try a lower learning_rate than "
                                    f"{self.config.learning_rate:g}")  # fmt: skip
-        nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient, foreach=True)
+        self.weights.clip(self.config.max_gradient)
         self.optimiser.step()
         return loss
 
-    def _gradients_in_parts(self, batch: Batch) -> float:
+    def _gradients_in_parts(self, batch: Batch) -> Tensor:
         """`_gradients`; where the memory does not hold it, in twice the parts from then on."""
         try:
             return self._gradients(batch)
         except torch.OutOfMemoryError as error:
+            if self.weights.sharded:  # the other processes are amid this layer, and cannot begin again with this one
+                raise MemoryError(f"out of memory with micro_batches={self.parts}: try more") from error
             if self.halved or len(batch) < 2:
                 raise MemoryError("out of memory, also with half the batch") from error
         # outside the handler, whose exception keeps the failed batch alive
@@ -194,19 +208,34 @@ class _Stepper:
             torch.cuda.empty_cache()
         return self._gradients_in_parts(batch)
 
-    def _gradients(self, batch: Batch) -> float:
-        self.optimiser.zero_grad(set_to_none=True)
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Gradients of the loss over this process's rows, and that loss, a scalar."""
+        self.weights.forget_gradients()
         device = self.context.device
         targets = max(int((batch.levels >= -1).sum()), 1)
-        edges = np.linspace(0, len(batch), min(self.parts, len(batch)) + 1).astype(int)
+        edges = self._edges(len(batch))
         total = torch.zeros((), device=device)
-        for first, last in pairwise(edges.tolist()):
-            part = batch.part(first, last) if len(edges) > 2 else batch
+        for first, last in pairwise(edges):
+            # all processes run a sharded model equally often, one without rows on a row that counts for nothing
+            rows = (first, last) if last > first else (0, 1)
+            part = batch.part(*rows) if rows != (0, len(batch)) else batch
             with torch.autocast(device, torch.bfloat16, enabled=self.config.bf16):
-                loss = self.loss_of(part.to(device)) / targets
+                loss = self.loss_of(part.to(device)) * ((last > first) / targets)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return float(total)
+        return total
+
+    def _edges(self, rows: int) -> list[int]:
+        """Where the parts of this process's share of ``rows`` begin, and the last one's end."""
+        count, rank = distributed.world_size(), distributed.rank()
+        first, last = rows * rank // count, rows * (rank + 1) // count
+        parts = max(min(self.parts, -(-rows // count)), 1)
+        return [int(edge) for edge in np.linspace(first, last, parts + 1)]
+
+
+def _seed_of(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def schedule(share: float, config: TrainingConfig) -> float:
@@ -254,10 +283,6 @@ def _follow(average: dict[str, Tensor], trained: dict[str, nn.Parameter], averag
 
 def _copy(trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in trained.items()}
-
-
-def _on(saved: dict[str, Tensor], trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: saved[name].to(value.device) for name, value in trained.items()}
 
 
 @torch.no_grad()

@@ -1,0 +1,275 @@
+"""EAGER-LLM: codes of text and behaviour, contrast against both, an annealing adapter (WWW 2025, arXiv 2502.14735).
+
+    genrec-bench run --method eager_llm --dataset ml-100k
+    genrec-bench run suites/eager_ladder.yaml
+
+Three parts, each a switch: the dual-source index (DKI: ``index.mode``, ``index.levels``), the global contrast task
+(GCT: ``gct.enabled``) and the annealing adapter (AAT: ``aat.enabled``), over a mixture of tasks (CIT: ``cit``).
+docs/methods/eager_llm.md says what is printed, what is ours, and how each table is rebuilt.
+
+Deviation: behaviour vectors at tier tiny and base are DIN's item table; text vectors at tier tiny are TF-IDF's, whose
+language model has never read a text.
+Deviation: preference texts come from the training items' categories or titles, not from an external model.
+Deviation: a code has a fixed length and no end token, so [CON] stands after the token that follows the code (the
+separator, with ``examples=prefix`` the end of the sequence). It has no row in the vocabulary.
+Deviation: ``examples=sequence`` learns all items of a history in one pass, each with a [CON] of its own; ``prefix`` is
+the paper's one example a prefix. The loss on a code is over its level; ``loss_over=vocabulary`` is the paper's.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
+from genrec_bench.methods.indexing.config import IndexConfig
+from genrec_bench.methods.language import prompts
+from genrec_bench.methods.language.adapters import LoraSettings, adapt, base_weights, load_adapter, merge, save_adapter
+from genrec_bench.methods.language.batches import packed_batches
+from genrec_bench.methods.language.contrast import GlobalContrast
+from genrec_bench.methods.language.examples import Task
+from genrec_bench.methods.language.training import Batch, train_language_model
+from genrec_bench.methods.next_item import count_parameters, load_weights
+from genrec_bench.methods.prompted import BACKBONES, Prompted, PromptedConfig
+
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TITLE_ROWS = 128  # titles written at a time
+Weight = Annotated[float, Field(ge=0.0, le=10.0)]
+
+
+class GctSettings(MethodConfig):
+    """Global contrast decompression. The paper prints neither weights nor temperature; LETTER-like values."""
+
+    enabled: bool = True
+    lambda_s: Weight = 0.1  # of the contrast with text vectors; 0: without
+    lambda_b: Weight = 0.1  # of the contrast with behaviour vectors; 0: without
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07
+
+
+class CitSettings(MethodConfig):
+    """The mixture beside sequence recommendation, which has every target: examples of each task an epoch; 0: none."""
+
+    reconstruction: NonNegativeInt = 20_000  # of each: text to code, code to title, code to details
+    preference: NonNegativeInt = 20_000  # of each: the next item across codes and titles, preference texts
+
+
+class AatSettings(MethodConfig):
+    """Annealing adapter tuning. Printed: an adapter alone, a limited amount of good sequences; the rest is ours."""
+
+    enabled: bool = True
+    enabled_at_inference: bool = True  # for recommendation; texts are written without the adapter
+    lora: LoraSettings = Field(default_factory=lambda: LoraSettings(targets=LLAMA_LAYERS))
+    learning_rate: PositiveFloat = 5e-5  # falls to 0
+    epochs: PositiveInt = 1
+    min_interactions: Annotated[int, Field(ge=2)] = 2  # of a user in training, whose last one is the target
+
+
+class EagerLLMConfig(PromptedConfig):
+    """As `PromptedConfig`, with EAGER-LLM's parts."""
+
+    # vectors=backbone: the method's own language model; tfidf_svd at tier tiny
+    index: IndexConfig = Field(
+        default_factory=lambda: IndexConfig(builder="dual", vectors="backbone", behaviour="din", dim=64)
+    )
+    gct: GctSettings = Field(default_factory=GctSettings)
+    cit: CitSettings = Field(default_factory=CitSettings)
+    aat: AatSettings = Field(default_factory=AatSettings)
+
+    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
+        "learning_rate": (1e-4, 3e-3),
+        "dropout": [0.1, 0.2, 0.3],
+        "thinning": [0.0, 0.3, 0.5],
+    }
+
+
+class EagerLLM(Prompted):
+    """Endogenous (text) and exogenous (behaviour) knowledge in one language model."""
+
+    Config = EagerLLMConfig
+    published_as = "EAGER-LLM"
+    wordings = prompts.OF_EAGER_LLM
+    adapted: bool  # whether the adapter, where there is one, takes part
+
+    def fit(self, train: TrainView, context: Context) -> None:
+        self._check_text(train)
+        super().fit(train, context)
+
+    def index_config(self, context: Context) -> IndexConfig:
+        config: IndexConfig = self.config.index
+        if config.vectors != "backbone":
+            return config
+        name = self.config.backbone or BACKBONES[context.scale]
+        return config.model_copy(update={"vectors": {"tiny": "tfidf_svd", "base": "backbone"}.get(name, name)})
+
+    def make_model(self, train: TrainView, context: Context) -> None:
+        super().make_model(train, context)
+        self.adapted = self.config.aat.enabled_at_inference
+
+    def mixture(self) -> Mapping[Task, int]:
+        cit = self.config.cit
+        reconstruction: tuple[Task, ...] = ("item_to_code", "code_to_title", "code_to_details")
+        preference: tuple[Task, ...] = ("fusion", "preference")
+        return {
+            "sequence": 1,
+            **dict.fromkeys(reconstruction, cit.reconstruction),
+            **dict.fromkeys(preference, cit.preference),
+        }
+
+    def train(self, train: TrainView, context: Context) -> None:
+        """Initial training (section 3.4), then annealing adapter tuning (section 3.5)."""
+        adapt(self.backbone, self.config.lora, self.code_ids, self.config.gradient_checkpointing)
+        contrast = self._contrast(train, context)
+
+        def epoch(rng: np.random.Generator) -> Iterator[Batch]:
+            return self._batches(train.sequences, rng, asides=contrast is not None)
+
+        if contrast is not None:  # trained with the model, and dropped afterwards
+            self.model.add_module("contrast", contrast)
+        train_language_model(self.model, self, epoch, self.loss(contrast), self.config, context)
+        if contrast is not None:
+            del self.model.contrast
+        self.trained = count_parameters(self.model)[1]
+        merge(self.backbone)
+        if self.config.aat.enabled:
+            self._anneal(train, context)
+
+    def recommend(self, histories: Histories, k: int) -> Ranking:
+        with self._adapter(self.adapted):
+            return super().recommend(histories, k)
+
+    @torch.inference_mode()
+    def write_titles(self, items: np.ndarray) -> list[str]:
+        """The title that the model writes for each item's code, greedily."""
+        tokenizer, titles = self.backbone.tokenizer, []
+        prompt = self.writer.title_prompt(items)
+        order = np.argsort(prompt.lengths, kind="stable")
+        for start in range(0, len(order), TITLE_ROWS):
+            part = prompt.select(order[start : start + TITLE_ROWS])
+            asked = [
+                part.tokens[first:last].tolist() for first, last in zip(part.offsets, part.offsets[1:], strict=False)
+            ]
+            padded = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
+            with self._adapter(self.adapted):
+                written = self.model.generate(
+                    **padded.to(self.backbone.device), max_new_tokens=self.config.max_text + 1, do_sample=False
+                )
+            titles += tokenizer.batch_decode(written[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [titles[place] for place in np.argsort(order, kind="stable")]
+
+    def variants(self) -> dict[str, Method]:
+        if not self.config.aat.enabled:
+            return {}
+        found: dict[str, Method] = {}
+        for name, adapted in (("adapter on", True), ("adapter off", False)):
+            variant = copy.copy(self)
+            variant.adapted = adapted
+            found[name] = variant
+        return found
+
+    def published_variant(self) -> str | None:
+        """The ladder of the paper's table 4."""
+        config = self.config
+        steps = (config.index.builder, config.index.mode, config.gct.enabled, config.aat.enabled)
+        ladder = {
+            ("dual", "random", False, False): "w/o DKI+GCT+AAT (random index)",
+            ("dual", "unit", False, False): "DKI",
+            ("dual", "unit", True, False): "DKI+GCT",
+            ("dual", "unit", True, True): None,
+        }
+        return ladder.get(steps, "not printed")
+
+    def parameters(self) -> tuple[int, int]:
+        everything, adapter = count_parameters(self.model)
+        return everything, self.trained + (adapter if self.config.aat.enabled else 0)
+
+    def save_model(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        weights = {name: value.contiguous() for name, value in base_weights(self.model).items()}
+        save_file(weights, str(folder / "weights.safetensors"))
+        if self.config.aat.enabled:
+            save_adapter(self.backbone, folder / "adapter")
+
+    def load_model(self, folder: Path) -> None:
+        load_weights(self.model, folder)
+        self.trained = 0
+        if self.config.aat.enabled:
+            load_adapter(self.backbone, folder / "adapter")
+
+    def _adapter(self, on: bool) -> AbstractContextManager[Any]:
+        """Inside, the adapter is ``on`` or off; it is on outside, where there is one."""
+        if on or not hasattr(self.model, "disable_adapter"):
+            return nullcontext()
+        off: AbstractContextManager[Any] = self.model.disable_adapter()
+        return off
+
+    def _contrast(self, train: TrainView, context: Context) -> GlobalContrast | None:
+        """The contrast that the config asks for, with the vectors that the index is made of."""
+        from genrec_bench.methods.encoders.behaviour import behaviour_vectors, with_cold_items
+        from genrec_bench.methods.encoders.text import text_vectors
+        from genrec_bench.methods.indexing.hierarchical import standardised
+
+        gct, index = self.config.gct, self.index_config(context)
+        if not gct.enabled or gct.lambda_s == gct.lambda_b == 0:
+            return None
+        sources = []
+        text = text_vectors(train.items, index.vectors, context) if self._reads_text(train) else None
+        if gct.lambda_s:
+            assert text is not None  # `_check_text`
+            sources.append(("text", gct.lambda_s, standardised(text)))
+        if gct.lambda_b:
+            behaviour = behaviour_vectors(train, context, index.behaviour, index.dim, index.seed)
+            behaviour = with_cold_items(behaviour, train.item_counts() > 0, text)
+            sources.append(("behaviour", gct.lambda_b, standardised(behaviour)))
+        return GlobalContrast(sources, self.backbone.hidden_size, gct.temperature, context.seed).to(context.device)
+
+    def _anneal(self, train: TrainView, context: Context) -> None:
+        """Tune the adapter alone on each user's longest training sequence."""
+        aat = self.config.aat
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            adapt(self.backbone, aat.lora, (), self.config.gradient_checkpointing)
+        rows = train.sequences.select(train.sequences.lengths >= aat.min_interactions)
+        if not len(rows):
+            raise InputError(f"aat.min_interactions={aat.min_interactions}: no user has as many in training")
+        examples = self.writer.longest(rows, open_end=self.config.examples == "sequence")
+        config = self.config.model_copy(
+            update={
+                "learning_rate": aat.learning_rate, "epochs": aat.epochs, "patience": aat.epochs, "warmup": 0.0,
+                "min_rate": 0.0, "validate_every": 1,
+            }
+        )  # fmt: skip
+        train_language_model(
+            self.model,
+            self,
+            lambda rng: packed_batches(examples, self._row_tokens(), config.batch_tokens, self.pad, rng),
+            self.loss(),
+            config,
+            replace(context, checkpoint=context.checkpoint.beside("adapter")),
+        )
+
+    @staticmethod
+    def _reads_text(train: TrainView) -> bool:
+        return bool((train.items["title"] != "").any())
+
+    def _check_text(self, train: TrainView) -> None:
+        config, needed = self.config, []
+        if config.index.builder == "dual" and config.index.mode in ("unit", "semantic"):
+            needed.append(f"index.mode={config.index.mode} (behavior and random need none)")
+        if config.gct.enabled and config.gct.lambda_s:
+            needed.append(f"gct.lambda_s={config.gct.lambda_s:g} (0 leaves it out)")
+        if tasks := [name for name in ("reconstruction", "preference") if getattr(config.cit, name)]:
+            needed.append(f"cit.{tasks[0]} (0 leaves it out)")
+        if needed and not self._reads_text(train):
+            raise InputError(
+                f"{self.published_as}: none of the {train.num_items} items has a title, which is needed for "
+                + "; ".join(needed)
+            )
