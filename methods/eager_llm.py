@@ -46,7 +46,7 @@ Weight = Annotated[float, Field(ge=0.0, le=10.0)]
 
 
 class GctSettings(MethodConfig):
-    """Global contrast decompression. The paper prints neither weights nor temperature; LETTER-like values."""
+    """Global contrast decompression. The paper prints neither weights nor temperature."""
 
     enabled: bool = True
     lambda_s: Weight = 0.1  # of the contrast with text vectors; 0: without
