@@ -23,6 +23,7 @@ class Checkpoint:
         self._every_s = every_s
         self._started = self._saved = time.monotonic()
         self._elapsed_before_s = 0.0
+        self._stages: list[Checkpoint] = []
 
     @property
     def resumed(self) -> bool:
@@ -30,13 +31,16 @@ class Checkpoint:
         return self._elapsed_before_s > 0
 
     def beside(self, name: str) -> "Checkpoint":
-        """Another checkpoint in the same place, for a stage that comes before the training itself."""
-        return Checkpoint(None if self._path is None else self._path.parent / name, self._every_s)
+        """Another checkpoint in the same place, for a stage beside the training itself; its seconds count here."""
+        stage = Checkpoint(None if self._path is None else self._path.parent / name, self._every_s)
+        self._stages.append(stage)
+        return stage
 
     @property
     def elapsed_s(self) -> float:
         """Seconds of training so far, those of killed attempts up to their last checkpoint included."""
-        return self._elapsed_before_s + time.monotonic() - self._started
+        before = self._elapsed_before_s + sum(stage._elapsed_before_s for stage in self._stages)
+        return before + time.monotonic() - self._started
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, its random state restored; None where there is none, or it is damaged.

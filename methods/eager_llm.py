@@ -7,8 +7,9 @@ Three parts, each a switch: the dual-source index (DKI: ``index.mode``, ``index.
 (GCT: ``gct.enabled``) and the annealing adapter (AAT: ``aat.enabled``), over a mixture of tasks (CIT: ``cit``).
 docs/methods/eager_llm.md says what is printed, what is ours, and how each table is rebuilt.
 
-Deviation: behaviour vectors at tier tiny and base are DIN's item table; text vectors at tier tiny are TF-IDF's, whose
-language model has never read a text.
+Deviation: the behaviour encoder is DIN (the paper: a two-tower model); text vectors at tier tiny are TF-IDF's, since
+its language model has never read a text. Trees and contrast take both standardised and of unit length.
+Deviation: the adapter's learning rate falls as a cosine; how it falls is not printed.
 Deviation: preference texts come from the training items' categories or titles, not from an external model.
 Deviation: a code has a fixed length and no end token, so [CON] stands after the token that follows the code (the
 separator, with ``examples=prefix`` the end of the sequence). It has no row in the vocabulary.
@@ -57,7 +58,7 @@ class GctSettings(MethodConfig):
 class CitSettings(MethodConfig):
     """The mixture beside sequence recommendation, which has every target: examples of each task an epoch; 0: none."""
 
-    reconstruction: NonNegativeInt = 20_000  # of each: text to code, code to title, code to details
+    reconstruction: NonNegativeInt = 20_000  # of each: text to code, code to title, to details, to description
     preference: NonNegativeInt = 20_000  # of each: the next item across codes and titles, preference texts
 
 
@@ -96,7 +97,9 @@ class EagerLLM(Prompted):
     Config = EagerLLMConfig
     published_as = "EAGER-LLM"
     wordings = prompts.OF_EAGER_LLM
-    adapted: bool  # whether the adapter, where there is one, takes part
+    open_sequence_wordings = prompts.VARIED_OPEN_SEQUENCE
+    adapted: bool  # whether the adapter, where there is one, takes part in recommendation
+    adapted_text: bool  # and in writing titles
 
     def fit(self, train: TrainView, context: Context) -> None:
         self._check_text(train)
@@ -111,11 +114,13 @@ class EagerLLM(Prompted):
 
     def make_model(self, train: TrainView, context: Context) -> None:
         super().make_model(train, context)
-        self.adapted = self.config.aat.enabled_at_inference
+        self.adapted, self.adapted_text = True, False  # in training, adapters are judged as they are trained
 
     def mixture(self) -> Mapping[Task, int]:
         cit = self.config.cit
-        reconstruction: tuple[Task, ...] = ("item_to_code", "code_to_title", "code_to_details")
+        reconstruction: tuple[Task, ...] = (
+            "item_to_code", "code_to_title", "code_to_details", "code_to_description",
+        )  # fmt: skip
         preference: tuple[Task, ...] = ("fusion", "preference")
         return {
             "sequence": 1,
@@ -140,6 +145,7 @@ class EagerLLM(Prompted):
         merge(self.backbone)
         if self.config.aat.enabled:
             self._anneal(train, context)
+        self.adapted = self.config.aat.enabled_at_inference
 
     def recommend(self, histories: Histories, k: int) -> Ranking:
         with self._adapter(self.adapted):
@@ -157,7 +163,7 @@ class EagerLLM(Prompted):
                 part.tokens[first:last].tolist() for first, last in zip(part.offsets, part.offsets[1:], strict=False)
             ]
             padded = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
-            with self._adapter(self.adapted):
+            with self._adapter(self.adapted_text):
                 written = self.model.generate(
                     **padded.to(self.backbone.device), max_new_tokens=self.config.max_text + 1, do_sample=False
                 )
@@ -170,21 +176,29 @@ class EagerLLM(Prompted):
         found: dict[str, Method] = {}
         for name, adapted in (("adapter on", True), ("adapter off", False)):
             variant = copy.copy(self)
-            variant.adapted = adapted
+            variant.adapted = variant.adapted_text = adapted
             found[name] = variant
         return found
 
     def published_variant(self) -> str | None:
-        """The ladder of the paper's table 4."""
-        config = self.config
-        steps = (config.index.builder, config.index.mode, config.gct.enabled, config.aat.enabled)
+        """The ladder of the paper's table 4, for four tokens a code and the whole mixture of tasks."""
+        config, index, gct = self.config, self.config.index, self.config.gct
+        as_printed = (
+            index.builder == "dual"
+            and index.levels == 4
+            and config.cit.reconstruction
+            and config.cit.preference
+            and (not gct.enabled or (gct.lambda_s and gct.lambda_b))
+            and (not config.aat.enabled or config.aat.enabled_at_inference)
+        )
         ladder = {
-            ("dual", "random", False, False): "w/o DKI+GCT+AAT (random index)",
-            ("dual", "unit", False, False): "DKI",
-            ("dual", "unit", True, False): "DKI+GCT",
-            ("dual", "unit", True, True): None,
+            ("random", False, False): "w/o DKI+GCT+AAT (random index)",
+            ("unit", False, False): "DKI",
+            ("unit", True, False): "DKI+GCT",
+            ("unit", True, True): None,
         }
-        return ladder.get(steps, "not printed")
+        steps = (index.mode, gct.enabled, config.aat.enabled)
+        return ladder.get(steps, "not printed") if as_printed else "not printed"
 
     def parameters(self) -> tuple[int, int]:
         everything, adapter = count_parameters(self.model)
@@ -203,6 +217,7 @@ class EagerLLM(Prompted):
         self.trained = 0
         if self.config.aat.enabled:
             load_adapter(self.backbone, folder / "adapter")
+        self.adapted = self.config.aat.enabled_at_inference
 
     def _adapter(self, on: bool) -> AbstractContextManager[Any]:
         """Inside, the adapter is ``on`` or off; it is on outside, where there is one."""
@@ -245,6 +260,7 @@ class EagerLLM(Prompted):
             update={
                 "learning_rate": aat.learning_rate, "epochs": aat.epochs, "patience": aat.epochs, "warmup": 0.0,
                 "min_rate": 0.0, "validate_every": 1,
+                "averaging": 0.0,  # a mean over so few steps would undo the annealing
             }
         )  # fmt: skip
         train_language_model(

@@ -48,6 +48,7 @@ class Prompted(Generative):
     """
 
     wordings: ClassVar[tuple[tuple[Wording, ...], ...]]
+    open_sequence_wordings: ClassVar[tuple[Wording, ...]] = ()  # of ``examples=sequence``; see `ExampleWriter`
 
     @abstractmethod
     def mixture(self) -> Mapping[Task, int]:
@@ -81,6 +82,7 @@ class Prompted(Generative):
             config.max_text,
             config.window,
             config.thinning,
+            self.open_sequence_wordings,
         )
         self.pad = tokenizer.pad_token_id
         if tiny:  # a pre-trained model is not disturbed

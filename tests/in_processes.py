@@ -46,6 +46,16 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+EAGER = {
+    **COMMON, **SMALL, "batch_tokens": 600, "cit": {"reconstruction": 20, "preference": 20},
+    "index": {"mode": "random", "codes": 8, "behaviour": "svd", "dim": 4}, "gct": {"lambda_s": 0.5, "lambda_b": 0.5},
+    "aat": {"learning_rate": 0.01, "lora": {"r": 2, "dropout": 0.0}},
+}  # fmt: skip
+TRAININGS |= {
+    "eager_llm in parts": ("eager_llm", {**EAGER, "micro_batches": 2}),
+    "eager_llm sharded": ("eager_llm", {**EAGER, **SHARDED, "epochs": 1}),
+}
+
 RESUMED = {
     "tiger with dropout": ("tiger", {**TIGER, "dropout": 0.3}),
     "lc_rec sharded, with dropout": ("lc_rec", {**LC_REC, **SHARDED, "dropout": 0.3, "epochs": 1}),

@@ -157,6 +157,33 @@ def test_con_and_projectors_are_gone_and_never_mattered_to_decoding(setting):
     assert equal(answers(method), bare)
 
 
+def test_the_contrast_is_a_mean_over_the_batch_beside_the_mean_over_targets(setting):
+    """Also in parts, one of them without an aside."""
+    from genrec_bench.methods.language.batches import packed_batches
+    from genrec_bench.methods.language.sequences import stack
+
+    method = method_of(aat={"enabled": False}, dropout=0.0, epochs=1, gct={"lambda_s": 0.5, "lambda_b": 0.25})
+    method.fit(view(), setting())
+    contrast = method._contrast(view(), setting())
+    rng = np.random.default_rng(0)
+    rows = stack(
+        method.writer.sequences(view().sequences, True, rng, asides=True),
+        method.writer.codes_to_titles(np.arange(6), rng),
+    )
+    (batch,) = packed_batches(rows, method._row_tokens(True), 10**6, method.pad, rng)
+    targets, asides = len(batch.targets), batch.asides
+    assert asides.targets == targets
+    generation = method.loss()(batch) / targets
+    both = method.loss(contrast)(batch) / targets
+    from genrec_bench.methods.language.codes import packed_states
+
+    states = packed_states(method.model, batch, contrast.token)[asides.at]
+    assert float(both) == pytest.approx(float(generation + contrast(states, asides) / len(asides.at)), rel=1e-5)
+    parts = [batch.part(row, row + 1) for row in range(len(batch))]
+    assert any(len(part.asides.at) == 0 for part in parts)
+    assert float(sum(method.loss(contrast)(part) for part in parts) / targets) == pytest.approx(float(both), rel=1e-5)
+
+
 def test_contrast_teaches_and_its_weights_switch_it(setting):
     def weights(**gct) -> str:
         return sha256(dict(fitted(setting, aat={"enabled": False}, gct=gct).model.state_dict()))
@@ -184,9 +211,44 @@ def test_stage_two_changes_the_adapter_alone(setting):
     assert not np.array_equal(answers(tuned).scores, answers(without).scores)
 
 
+def test_adapters_are_judged_as_they_are_trained(setting):
+    """Also where the last one is off at inference: epochs are chosen with it, and a LoRA of stage 1 always counts."""
+    seen = []
+
+    def validate(method, users=0):
+        seen.append((method.adapted, any(".lora_" in name for name, _ in method.model.named_parameters())))
+        return 0.5
+
+    method = method_of(aat={"enabled_at_inference": False, "epochs": 1}, lora={"r": 2})
+    method.fit(view(), setting(validate=validate))
+    assert seen == [(True, True)] * 3
+    assert not method.adapted
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_stage_ones_adapters_are_merged_without_loss(setting, monkeypatch, tied):
+    from genrec_bench.methods import eager_llm
+
+    before = []
+    merge = eager_llm.merge
+
+    def noted(backbone):
+        before.append(answers(method))
+        merge(backbone)
+
+    monkeypatch.setattr(eager_llm, "merge", noted)
+    method = method_of(lora={"r": 2}, tied=tied, learning_rate=0.05, aat={"enabled": False})
+    method.fit(view(), setting())
+    after = answers(method)
+    assert not any(".lora_" in name for name, _ in method.model.named_parameters())
+    assert np.allclose(before[0].scores, after.scores, atol=1e-5)
+
+
 def test_variants_are_the_two_states(setting):
     method = fitted(setting)
     variants = method.variants()
+    assert (method.adapted, method.adapted_text) == (True, False)  # on for recommendation, off for text
+    assert variants["adapter off"].write_titles(np.arange(6)) == method.write_titles(np.arange(6))
     assert equal(answers(variants["adapter on"]), answers(method))
     assert not np.array_equal(answers(variants["adapter off"]).scores, answers(method).scores)
     off = fitted(setting, aat={"enabled_at_inference": False})
@@ -250,6 +312,25 @@ def test_killed_in_either_stage_and_resumed_it_answers_the_same(tmp_path, settin
     assert equal(answers(fit(tmp_path / "two")), answers(undisturbed))
 
 
+@pytest.mark.parametrize(
+    ("values", "row"),
+    [
+        ({}, None),
+        ({"aat": {"enabled": False}}, "DKI+GCT"),
+        ({"aat": {"enabled": False}, "gct": {"enabled": False}}, "DKI"),
+        ({"index": {"mode": "random"}, "aat": {"enabled": False}, "gct": {"enabled": False}},
+         "w/o DKI+GCT+AAT (random index)"),
+        ({"index": {"mode": "semantic"}}, "not printed"),
+        ({"index": {"levels": 6}}, "not printed"),
+        ({"gct": {"lambda_b": 0}}, "not printed"),
+        ({"cit": {"preference": 0}}, "not printed"),
+        ({"aat": {"enabled_at_inference": False}}, "not printed"),
+    ],
+)  # fmt: skip
+def test_a_config_stands_beside_its_own_printed_row(values, row):
+    assert method_of(**values).published_variant() == row
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +371,13 @@ def test_an_adapter_of_another_model(tmp_path, setting):
 
     with pytest.raises(InputError, match="is not one of this model"):
         load_adapter(other.backbone, tmp_path / "saved" / "adapter")
+    deeper = fitted(setting, layers=2, aat={"enabled": False})
+    with pytest.raises(InputError, match=r"is not one of this model: .*layers\.1\..* is in one of them only"):
+        load_adapter(deeper.backbone, tmp_path / "saved" / "adapter")
+    renamed = fitted(setting, aat={"enabled": False})
+    renamed.backbone.identity["model"] = "another"
+    with pytest.raises(InputError, match="it was made for tiny-llama, this is another"):
+        load_adapter(renamed.backbone, tmp_path / "saved" / "adapter")
 
 
 def test_items_that_training_never_saw(setting):

@@ -38,6 +38,7 @@ WORDINGS = {
     "ITEM_TO_CODE": (("called", "code"),), "CODE_TO_ITEM": (("code", "called"),),
     "TITLES_TO_CODE": (("names", "code"),), "CODES_TO_TITLE": (("history", "name"),),
     "CODE_TO_TITLE": (("code", "title"),), "CODE_TO_DETAILS": (("code", "details"),),
+    "CODE_TO_DESCRIPTION": (("code", "described"),),
     "SEARCH": (("wants", "found"),), "PREFERENCE": (("took", "likes"),),
 }  # fmt: skip
 SMALL = {

@@ -70,6 +70,18 @@ def test_methods_without_choose_stay_out_of_the_candidate_protocol(tmp_path):
     ]  # fmt: skip
 
 
+def test_eager_llms_suites_train_alike():
+    """The same values for each data set and tier, and one label for a row that they share."""
+    suites = [read_suite(path) for path in sorted((ROOT / "suites").glob("eager_*.yaml"))]
+    assert len(suites) == 3
+    assert all((suite.tuned, suite.tiers) == (suites[0].tuned, suites[0].tiers) for suite in suites)
+    labels: dict[str, set[str]] = {}
+    for suite in suites:
+        for cell in cells(suite):
+            labels.setdefault(cell.method + cell.config.model_dump_json(), set()).add(cell.label)
+    assert all(len(names) == 1 for names in labels.values())
+
+
 def test_a_row_may_have_seeds_of_its_own(tmp_path):
     suite = grid("methods: [popularity, {method: markov, seeds: [7]}]\ndatasets: [a]\nseeds: [1, 2]\n", tmp_path)
     assert [(cell.method, cell.seed) for cell in suite] == [("popularity", 1), ("popularity", 2), ("markov", 7)]

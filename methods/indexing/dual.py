@@ -9,6 +9,7 @@ the text's words) make the first source alone name the item, so that the second 
 ``leaf=coarse`` ends both in leaves of about ``leaf_size`` items, and all tokens decide.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ def dual_index(
 ) -> tuple[ItemIndex, dict[str, Any]]:
     """The index of ``config.mode`` over ``text`` (N, d) and ``behaviour`` (N, d_b), and facts for the report.
 
-    Every mode has the same vocabulary, ``config.codes`` tokens on each of ``config.levels`` levels, and codes that are
-    distinct. Raises InputError where a tree cannot hold the catalogue, naming the smallest that does.
+    Every mode has the same vocabulary, ``config.codes`` tokens on each of ``config.levels`` levels (which
+    ``config.vocabulary`` may trim afterwards), and codes that are distinct. Raises InputError where a
+    tree cannot hold the catalogue, naming the smallest that does.
     """
     levels, codes = config.levels, config.codes
     if config.mode == "random":
@@ -69,13 +71,15 @@ def _coarse(text: np.ndarray, behaviour: np.ndarray, config: IndexConfig) -> tup
     semantic, _ = _tree(text, half, config, config.leaf_size)
     path, children = _tree(behaviour, half, config, config.leaf_size)
     leaf = np.unique(semantic, axis=0, return_inverse=True)[1].reshape(-1)
-    if (largest := int(np.bincount(leaf).max())) > config.codes**half:
+    largest = int(np.bincount(leaf).max())
+    fitting = math.ceil(largest ** (1 / half) - 1e-9)  # children that tell a whole leaf's items apart
+    if fitting > config.codes:
         raise InputError(
             f"Item index: {largest} items share the {half} text tokens, and {half} behaviour tokens of {config.codes} "
-            f"codes tell {config.codes**half} apart: ask for more levels, more codes or a smaller leaf_size"
+            f"codes tell {config.codes**half} apart: ask for {fitting} codes or more, for more levels, or a smaller "
+            "leaf_size"
         )
-    if largest > children**half:  # more leaves than the tree was asked for: numbers beyond it are free
-        children = int(np.ceil(largest ** (1 / half) - 1e-9))
+    children = max(children, fitting)  # numbers beyond the tree's own are free leaves
     path, moved = move_to_free(leaf, path, behaviour, children)
     return {"s": semantic, "b": path}, moved
 

@@ -14,8 +14,8 @@ def move_to_free(fixed: np.ndarray, codes: np.ndarray, vectors: np.ndarray, chil
     ``fixed`` (N,) numbers what stays (the other source's codes); ``codes`` is the path in a tree of ``children``
     children a node over ``vectors`` (N, d). Of the items that agree in both, the one nearest to its leaf's mean stays;
     the others, by number, move to the nearest leaf of the same parent that is free within their group, or else to the
-    nearest parent under the same grandparent that has a free leaf. Leaves without items come last, by number.
-    Raises PoorIndex where no leaf is free.
+    nearest parent under the same grandparent that has a free leaf, and so on upwards. Leaves without items
+    come last, by number. Raises PoorIndex where no leaf is free.
     """
     tree = _Tree(codes, vectors, children)
     moved = codes.astype(np.int32, copy=True)
@@ -33,7 +33,7 @@ def move_to_free(fixed: np.ndarray, codes: np.ndarray, vectors: np.ndarray, chil
         for item in members[members != stays]:
             free = tree.nearest_free(vectors[item], path, taken[int(fixed[item])])
             if free is None:
-                raise PoorIndex(f"No free code is left for item {item}: trees with more children a node are needed")
+                raise PoorIndex(f"No free code is left for item {item}: ask for more codes a level")
             moved[item] = free
             taken[int(fixed[item])].add(free)
             count += 1
@@ -46,7 +46,7 @@ class _Tree:
     def __init__(self, codes: np.ndarray, vectors: np.ndarray, children: int):
         self._children = children
         self._means: dict[tuple[int, ...], np.ndarray] = {}
-        for depth in {codes.shape[1] - 1, codes.shape[1]} - {0}:
+        for depth in range(1, codes.shape[1] + 1):
             paths, node = np.unique(codes[:, :depth], axis=0, return_inverse=True)
             sums = np.zeros((len(paths), vectors.shape[1]))
             np.add.at(sums, node.reshape(-1), vectors)
@@ -63,16 +63,21 @@ class _Tree:
     def nearest_free(
         self, vector: np.ndarray, path: tuple[int, ...], taken: set[tuple[int, ...]]
     ) -> tuple[int, ...] | None:
-        """The nearest leaf not ``taken``: under the parent of ``path``, else under its nearest sibling that has one."""
-        parents = [path[:-1]]
-        if len(path) > 1:
-            parents += [(*path[:-2], code) for code in range(self._children) if code != path[-2]]
-            parents[1:] = self._by_distance(vector, parents[1:])
-        for parent in parents:
-            leaves = [(*parent, code) for code in range(self._children) if (*parent, code) not in taken]
-            if leaves:
-                return self._by_distance(vector, leaves)[0]
+        """A leaf not ``taken`` under the deepest ancestor of ``path`` with one: the nearest node on each level."""
+        for depth in range(len(path) - 1, -1, -1):
+            node = path[:depth]
+            if self._full(node, len(path), taken):
+                continue
+            while len(node) < len(path):
+                below = [(*node, code) for code in range(self._children)]
+                node = self._by_distance(vector, [one for one in below if not self._full(one, len(path), taken)])[0]
+            return node
         return None
+
+    def _full(self, node: tuple[int, ...], levels: int, taken: set[tuple[int, ...]]) -> bool:
+        """Whether all leaves under ``node`` are taken."""
+        leaves = self._children ** (levels - len(node))
+        return len(taken) >= leaves and sum(leaf[: len(node)] == node for leaf in taken) >= leaves
 
     def _by_distance(self, vector: np.ndarray, paths: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         order = self.distances(vector[None], paths)[0].argsort(kind="stable")

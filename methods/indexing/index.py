@@ -140,7 +140,13 @@ def per_prefix(index: ItemIndex) -> ItemIndex:
         column[real] = np.unique(prefixes, axis=0, return_inverse=True)[1].reshape(-1)
         columns.append(column)
     codes = np.stack(columns, 1)
-    return ItemIndex(codes, level_tokens((codes.max(0) + 1).tolist()))
+    sizes = (codes.max(0) + 1).tolist()
+    stems = [names[0].rpartition("_")[0] for names in index.tokens]
+    if not all(stems) or len(set(stems)) < len(stems):
+        return ItemIndex(codes, level_tokens(sizes))
+    return ItemIndex(
+        codes, tuple(tuple(f"{stem}_{code}>" for code in range(size)) for stem, size in zip(stems, sizes, strict=True))
+    )
 
 
 def level_tokens(sizes: tuple[int, ...] | list[int]) -> tuple[tuple[str, ...], ...]:

@@ -1,5 +1,7 @@
 """Random codes: what an index is worth when neither text nor behaviour is in it (LLM-BS, the `random` index)."""
 
+import math
+
 import numpy as np
 
 from genrec_bench.datasets.errors import InputError
@@ -28,8 +30,9 @@ def check_space(num_items: int, levels: int, codes: int) -> int:
     """The number of possible codes; InputError where there are more items."""
     space = codes**levels
     if space < num_items:
+        fitting = math.ceil(num_items ** (1 / levels) - 1e-9)
         raise InputError(
             f"Item index: {levels} levels of {codes} codes name {space:,} items at most; the catalogue "
-            f"has {num_items:,}"
+            f"has {num_items:,}: ask for {fitting} codes or more, or for more levels"
         )
     return space

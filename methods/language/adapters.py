@@ -106,7 +106,27 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> N
     except (RuntimeError, ValueError, KeyError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(f"The adapter in {folder} is not one of this model: {first_line}") from error
+    _check_whole(backbone, folder)
     backbone.tokenizer = tokenizer
+
+
+def _check_whole(backbone: Backbone, folder: Path) -> None:
+    """Refuse an adapter of a deeper or shallower model, which peft loads as far as it goes, and of another one."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        stored = set(file.keys())
+    own = set(get_peft_model_state_dict(backbone.model, save_embedding_layers=False))
+    made_for = backbone.model.peft_config["default"].base_model_name_or_path
+    name = backbone.identity.get("model", "")
+    if stored != own:
+        odd = sorted(stored ^ own)[0]
+        raise InputError(f"The adapter in {folder} is not one of this model: {odd} is in one of them only")
+    if made_for and name and made_for != name:
+        raise InputError(
+            f"The adapter in {folder} is not one of this model: it was made for {made_for}, this is {name}"
+        )
 
 
 def _with_adapters(backbone: Backbone, lora: LoraSettings, trainable_rows: Sequence[Tensor]) -> Any:

@@ -22,8 +22,9 @@ from genrec_bench.methods.language.prompts import Wording
 from genrec_bench.methods.language.sequences import TEXT, TokenSequences, join, stack
 
 Task = Literal[
-    "sequence", "item_to_code", "code_to_item", "code_to_title", "code_to_details", "fusion", "search", "preference"
-]
+    "sequence", "item_to_code", "code_to_item", "code_to_title", "code_to_details", "code_to_description", "fusion",
+    "search", "preference",
+]  # fmt: skip
 
 _OfItems = Callable[[np.ndarray, np.random.Generator], TokenSequences]
 _OfRows = Callable[[Histories, np.random.Generator], TokenSequences]
@@ -57,6 +58,7 @@ class ExampleWriter:
     max_text: int  # tokens of one item's text
     window: int | None = None  # items of a training sequence that is one example; None: max_history
     thinning: float = 0.0  # highest share of its items left out
+    open_sequence_wordings: Sequence[Wording] = ()  # without: those of `prompts.OPEN_SEQUENCE`
 
     def __post_init__(self) -> None:
         bos = self.tokenizer.bos_token_id
@@ -75,9 +77,10 @@ class ExampleWriter:
         ]
         self.titles = self._texts(titles.tolist()).cut(self.max_text)
         self.details = self._texts(details).cut(self.max_text)
+        self.descriptions = self._texts(descriptions.tolist()).cut(self.max_text)
         self.forms = [self.titles, self.details]  # texts that an item is told by
-        if (descriptions != "").any():
-            self.forms.append(self._texts(descriptions.tolist()).cut(self.max_text))
+        if len(self.descriptions.tokens):
+            self.forms.append(self.descriptions)
         words = [text.replace(",", " ").split()[: self.max_text] for text in details]
         self.words = self._texts([word for row in words for word in row]).given()
         self.word_offsets = np.concatenate([[0], np.cumsum([len(row) for row in words])]).astype(np.int64)
@@ -90,9 +93,13 @@ class ExampleWriter:
             before, after = zip(*wordings, strict=True)
             return Wordings([self.start + row for row in self.encode(before)], self._following(after))
 
-        self.sequence, self.open_sequence = worded(prompts.SEQUENCE), worded(prompts.OPEN_SEQUENCE)
+        self.sequence, self.open_sequence = (
+            worded(prompts.SEQUENCE),
+            worded(self.open_sequence_wordings or prompts.OPEN_SEQUENCE),
+        )
         self.to_code, self.to_item = worded(prompts.ITEM_TO_CODE), worded(prompts.CODE_TO_ITEM)
         self.to_title, self.to_details = worded(prompts.CODE_TO_TITLE), worded(prompts.CODE_TO_DETAILS)
+        self.to_description = worded(prompts.CODE_TO_DESCRIPTION)
         self.titles_to_code, self.codes_to_title = worded(prompts.TITLES_TO_CODE), worded(prompts.CODES_TO_TITLE)
         self.search, self.preference = worded(prompts.SEARCH), worded(prompts.PREFERENCE)
 
@@ -126,6 +133,7 @@ class ExampleWriter:
         of_items: tuple[tuple[Task, _OfItems], ...] = (
             ("item_to_code", self.items_to_codes), ("code_to_item", self.codes_to_items),
             ("code_to_title", self.codes_to_titles), ("code_to_details", self.codes_to_details),
+            ("code_to_description", self.codes_to_descriptions),
             ("search", self.queries),
         )  # fmt: skip
         for task, write in of_items:
@@ -172,6 +180,10 @@ class ExampleWriter:
     def codes_to_details(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
         """An item's code to its title, categories and description."""
         return self._told(self.to_details, items, self.details, rng)
+
+    def codes_to_descriptions(self, items: np.ndarray, rng: np.random.Generator) -> TokenSequences:
+        """An item's code to its description."""
+        return self._told(self.to_description, items[self.descriptions.lengths[items] > 0], self.descriptions, rng)
 
     def title_prompt(self, items: np.ndarray) -> TokenSequences:
         """What asks for an item's title: wording 0."""

@@ -18,6 +18,16 @@ SEQUENCE: tuple[Wording, ...] = (
     ("After interacting with", "the user will most likely turn to"),
 )
 OPEN_SEQUENCE: tuple[Wording, ...] = (("A person took these items, oldest first:", ""),)
+VARIED_OPEN_SEQUENCE: tuple[Wording, ...] = (
+    *OPEN_SEQUENCE,
+    ("History in order of time:", ""),
+    ("So far this user has chosen", ""),
+    ("Items a customer bought one after the other:", ""),
+    ("Here is what someone liked, from the first to the latest:", ""),
+    ("Follow this sequence of items:", ""),
+    ("One interaction after another:", ""),
+    ("The user's path through the catalogue:", ""),
+)
 ITEM_TO_CODE: tuple[Wording, ...] = (
     ("An item is called", "Its code is"),
     ("Find the code of the item described as", "Code:"),
@@ -57,6 +67,16 @@ CODE_TO_DETAILS: tuple[Wording, ...] = (
     ("Details of the code", "are these:"),
     ("Tell everything about", ". It is"),
     ("A full description of", "would be"),
+)
+CODE_TO_DESCRIPTION: tuple[Wording, ...] = (
+    ("The description of", "is:"),
+    ("In the words of its seller,", "is"),
+    ("What is written about", "? It says:"),
+    ("Copy the text on", ":"),
+    ("Explain the item", "to a buyer:"),
+    ("The item", "is described so:"),
+    ("Turn the code", "into a description:"),
+    ("About", "the catalogue tells:"),
 )
 TITLES_TO_CODE: tuple[Wording, ...] = (
     ("A person took, oldest first:", "The code of the item they take next:"),
@@ -103,5 +123,6 @@ OF_LC_REC = (
     SEQUENCE, OPEN_SEQUENCE, ITEM_TO_CODE, CODE_TO_ITEM, TITLES_TO_CODE, CODES_TO_TITLE, SEARCH, PREFERENCE,
 )  # fmt: skip
 OF_EAGER_LLM = (
-    SEQUENCE, OPEN_SEQUENCE, ITEM_TO_CODE, CODE_TO_TITLE, CODE_TO_DETAILS, TITLES_TO_CODE, CODES_TO_TITLE, PREFERENCE,
+    SEQUENCE, VARIED_OPEN_SEQUENCE, ITEM_TO_CODE, CODE_TO_TITLE, CODE_TO_DETAILS, CODE_TO_DESCRIPTION, TITLES_TO_CODE,
+    CODES_TO_TITLE, PREFERENCE,
 )  # fmt: skip

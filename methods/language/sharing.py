@@ -59,7 +59,7 @@ class SharedWeights:
         spread, whole = _gradients(self.parts[name] for name in self.sharded), _gradients(self._whole)
         squares = _square(spread)
         distributed.all_reduce(squares)
-        norm = (squares + _square(whole)).sqrt()
+        norm = (squares + _square(whole) if whole else squares).sqrt()  # adapters of the layers alone: all is spread
         torch._foreach_mul_([*spread, *whole], (most / (norm + 1e-6)).clamp(max=1.0))
 
     def gathered(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
