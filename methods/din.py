@@ -18,7 +18,6 @@ Deviation: trained on every position of a window at once; the paper trains on on
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,15 +29,7 @@ from torch.nn import functional
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Rate
 from genrec_bench.methods.dropout import dropout
-from genrec_bench.methods.next_item import (
-    TrainingConfig,
-    batches,
-    count_parameters,
-    load_weights,
-    save_weights,
-    train_epochs,
-)
-from genrec_bench.methods.scoring import Scorer
+from genrec_bench.methods.next_item import TrainedScorer, TrainingConfig, batches, train_epochs
 
 KEPT_ITEMS = 25_000  # 2.5 GB of attention; larger catalogues compute it anew for each group of histories
 PAIRS = {"cpu": 4096, "cuda": 1 << 20}  # pairs of items at a time: their hidden layer stays in the cache
@@ -69,7 +60,7 @@ class DINConfig(TrainingConfig):
     }
 
 
-class DIN(Scorer):
+class DIN(TrainedScorer):
     """Deep interest network."""
 
     Config = DINConfig
@@ -93,16 +84,6 @@ class DIN(Scorer):
         recent = histories.last(self.config.max_length)
         padded = torch.from_numpy(recent.padded(pad=self.model.num_items))
         return self.model.scores(padded.to(self.model.items.weight.device))
-
-    def save(self, folder: Path) -> None:
-        save_weights(self.model, folder)
-
-    def load(self, folder: Path, train: TrainView, context: Context) -> None:
-        self._build(train, context)
-        load_weights(self.model, folder)
-
-    def parameters(self) -> tuple[int, int]:
-        return count_parameters(self.model)
 
     def _build(self, train: TrainView, context: Context) -> None:
         self.model = DINModel(train.num_items, self.config).to(context.device)

@@ -100,6 +100,7 @@ class EagerLLM(Prompted):
     open_sequence_wordings = prompts.VARIED_OPEN_SEQUENCE
     adapted: bool  # whether the adapter, where there is one, takes part in recommendation
     adapted_text: bool  # and in writing titles
+    trained = 0  # weights that stage 1 changed; unknown of a loaded model
 
     def fit(self, train: TrainView, context: Context) -> None:
         self._check_text(train)
@@ -214,7 +215,6 @@ class EagerLLM(Prompted):
 
     def load_model(self, folder: Path) -> None:
         load_weights(self.model, folder)
-        self.trained = 0
         if self.config.aat.enabled:
             load_adapter(self.backbone, folder / "adapter")
         self.adapted = self.config.aat.enabled_at_inference
@@ -236,7 +236,7 @@ class EagerLLM(Prompted):
         if not gct.enabled or gct.lambda_s == gct.lambda_b == 0:
             return None
         sources = []
-        text = text_vectors(train.items, index.vectors, context) if self._reads_text(train) else None
+        text = text_vectors(train.items, index.vectors, context) if self.has_titles(train) else None
         if gct.lambda_s:
             assert text is not None  # `_check_text`
             sources.append(("text", gct.lambda_s, standardised(text)))
@@ -272,10 +272,6 @@ class EagerLLM(Prompted):
             replace(context, checkpoint=context.checkpoint.beside("adapter")),
         )
 
-    @staticmethod
-    def _reads_text(train: TrainView) -> bool:
-        return bool((train.items["title"] != "").any())
-
     def _check_text(self, train: TrainView) -> None:
         config, needed = self.config, []
         if config.index.builder == "dual" and config.index.mode in ("unit", "semantic"):
@@ -284,7 +280,7 @@ class EagerLLM(Prompted):
             needed.append(f"gct.lambda_s={config.gct.lambda_s:g} (0 leaves it out)")
         if tasks := [name for name in ("reconstruction", "preference") if getattr(config.cit, name)]:
             needed.append(f"cit.{tasks[0]} (0 leaves it out)")
-        if needed and not self._reads_text(train):
+        if needed and not self.has_titles(train):
             raise InputError(
                 f"{self.published_as}: none of the {train.num_items} items has a title, which is needed for "
                 + "; ".join(needed)

@@ -6,7 +6,6 @@ Deviation: full softmax by default instead of the pairwise losses of the paper, 
 (input dropout, no session-parallel batches); every position of a sequence is trained at once.
 """
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
@@ -15,15 +14,7 @@ from torch import Tensor, nn
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Rate
 from genrec_bench.methods.dropout import dropout
-from genrec_bench.methods.next_item import (
-    NextItemConfig,
-    count_parameters,
-    load_weights,
-    next_item_scores,
-    save_weights,
-    train_next_item,
-)
-from genrec_bench.methods.scoring import Scorer
+from genrec_bench.methods.next_item import NextItemConfig, TrainedScorer, next_item_scores, train_next_item
 
 
 class GRU4RecConfig(NextItemConfig):
@@ -43,7 +34,7 @@ class GRU4RecConfig(NextItemConfig):
     }
 
 
-class GRU4Rec(Scorer):
+class GRU4Rec(TrainedScorer):
     """Recurrent next-item recommendation."""
 
     Config = GRU4RecConfig
@@ -56,16 +47,6 @@ class GRU4Rec(Scorer):
 
     def score(self, histories: Histories) -> Tensor:
         return next_item_scores(self.model, histories, self.config.max_length)
-
-    def save(self, folder: Path) -> None:
-        save_weights(self.model, folder)
-
-    def load(self, folder: Path, train: TrainView, context: Context) -> None:
-        self._build(train, context)
-        load_weights(self.model, folder)
-
-    def parameters(self) -> tuple[int, int]:
-        return count_parameters(self.model)
 
     def _build(self, train: TrainView, context: Context) -> None:
         self.model = GRU4RecModel(train.num_items, self.config).to(context.device)

@@ -61,7 +61,7 @@ class LCRec(Prompted):
         return dict.fromkeys(self.config.tasks, self.config.text_examples)
 
     def _check_text(self, train: TrainView) -> None:
-        if set(self.config.tasks) - {"sequence"} and not (train.items["title"] != "").any():
+        if set(self.config.tasks) - {"sequence"} and not self.has_titles(train):
             raise InputError(
                 f"{self.published_as}: none of the {train.num_items} items has a title, which the text tasks need; "
                 "run the sequence task alone: tasks=[sequence]"

@@ -6,11 +6,12 @@ causal models padding on the right is never seen by a real position, so no mask 
 """
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import losses
 from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
+from genrec_bench.methods.scoring import Scorer
 
 
 class TrainingConfig(MethodConfig):
@@ -253,3 +255,23 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """All and trainable parameters."""
     sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+class TrainedScorer(Scorer):
+    """A scorer that is one network: its weights are all there is to save. Subclasses make ``model`` in `_build`."""
+
+    model: Any
+
+    @abstractmethod
+    def _build(self, train: TrainView, context: Context) -> None:
+        """Set ``model``, on the context's device."""
+
+    def save(self, folder: Path) -> None:
+        save_weights(self.model, folder)
+
+    def load(self, folder: Path, train: TrainView, context: Context) -> None:
+        self._build(train, context)
+        load_weights(self.model, folder)
+
+    def parameters(self) -> tuple[int, int]:
+        return count_parameters(self.model)

@@ -126,6 +126,11 @@ class Prompted(Generative):
         longest = max(self.config.window or 0, self.config.max_history)
         return (longest + 1) * item + int(self.writer.sequence.before.lengths.max()) + 1
 
+    @staticmethod
+    def has_titles(train: TrainView) -> bool:
+        """Whether any item has one, which all tasks beside the sequence need."""
+        return bool((train.items["title"] != "").any())
+
     def _words(self, train: TrainView) -> list[str]:
         """Texts that tier tiny's vocabulary is made of: the items' own, and our wordings."""
         wordings = [part for task in self.wordings for pair in task for part in pair]

@@ -7,7 +7,6 @@ binary loss with one negative (``loss=bce``) is the version most papers print an
 Deviation: trained on every position of a sequence at once (`genrec_bench.methods.next_item`).
 """
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,15 +17,7 @@ from torch.nn import functional
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Rate
 from genrec_bench.methods.dropout import dropout
-from genrec_bench.methods.next_item import (
-    NextItemConfig,
-    count_parameters,
-    load_weights,
-    next_item_scores,
-    save_weights,
-    train_next_item,
-)
-from genrec_bench.methods.scoring import Scorer
+from genrec_bench.methods.next_item import NextItemConfig, TrainedScorer, next_item_scores, train_next_item
 
 
 class SASRecConfig(NextItemConfig):
@@ -54,7 +45,7 @@ class SASRecConfig(NextItemConfig):
         return self
 
 
-class SASRec(Scorer):
+class SASRec(TrainedScorer):
     """Self-attentive sequential recommendation."""
 
     Config = SASRecConfig
@@ -67,16 +58,6 @@ class SASRec(Scorer):
 
     def score(self, histories: Histories) -> Tensor:
         return next_item_scores(self.model, histories, self.config.max_length)
-
-    def save(self, folder: Path) -> None:
-        save_weights(self.model, folder)
-
-    def load(self, folder: Path, train: TrainView, context: Context) -> None:
-        self._build(train, context)
-        load_weights(self.model, folder)
-
-    def parameters(self) -> tuple[int, int]:
-        return count_parameters(self.model)
 
     def _build(self, train: TrainView, context: Context) -> None:
         self.model = SASRecModel(train.num_items, self.config).to(context.device)

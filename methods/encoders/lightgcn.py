@@ -13,7 +13,6 @@ Deviation: AGRec's copy regularises the propagated vectors, by the norm and not 
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,7 @@ from torch.nn import functional
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context
-from genrec_bench.methods.next_item import TrainingConfig, count_parameters, load_weights, save_weights, train_epochs
-from genrec_bench.methods.scoring import Scorer
+from genrec_bench.methods.next_item import TrainedScorer, TrainingConfig, train_epochs
 
 
 class LightGCNConfig(TrainingConfig):
@@ -37,7 +35,7 @@ class LightGCNConfig(TrainingConfig):
     batch_size: PositiveInt = 2048  # triples a step
 
 
-class LightGCN(Scorer):
+class LightGCN(TrainedScorer):
     """Scores items for the users it was trained on: a history counts only through its user's number."""
 
     Config = LightGCNConfig
@@ -51,16 +49,6 @@ class LightGCN(Scorer):
     def score(self, histories: Histories) -> Tensor:
         users, items = self.model.vectors()
         return users[torch.from_numpy(histories.users).to(users.device)] @ items.T
-
-    def save(self, folder: Path) -> None:
-        save_weights(self.model, folder)
-
-    def load(self, folder: Path, train: TrainView, context: Context) -> None:
-        self._build(train, context)
-        load_weights(self.model, folder)
-
-    def parameters(self) -> tuple[int, int]:
-        return count_parameters(self.model)
 
     def _build(self, train: TrainView, context: Context) -> None:
         self.model = LightGCNModel(train, self.config).to(context.device)
