@@ -221,11 +221,15 @@ class Table(nn.Module):
 class Reading:
     """The adapter of `Table`."""
 
-    def __init__(self, model):
-        pass
+    def __init__(self, model, ids=slice(None)):
+        self.ids = ids
+
+    def among(self, tokens):
+        return Reading(None, tokens)
 
     def logits(self, hidden, tokens):
-        return hidden if tokens is None else hidden[..., tokens]
+        of_ids = hidden[..., self.ids]
+        return of_ids if tokens is None else of_ids[..., tokens]
 
 
 def code_loss(model, codes, over="level", temperature=1.0, adapter=Reading):

@@ -7,8 +7,9 @@ ever copied or reordered. Works for models that take a 4-D mask and position ids
 same lists, no graph break, half a minute once) and left to the caller, as it pays only where batches are many.
 """
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class CausalTokens:
         for layer in state.cache.layers:
             layer.cut(state.positions)
 
-    def logits(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor | slice | None) -> Tensor:
         """See `TokenModel.logits`; with the scaling and capping that Gemma, Cohere and Granite put behind the head."""
         weight, bias = self._weight, self._bias
         if tokens is not None:
@@ -103,6 +104,12 @@ class CausalTokens:
         if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def among(self, tokens: Tensor) -> Self:
+        """See `TokenModel.among`."""
+        found = copy.copy(self)
+        found._weight, found._bias = self._weight[tokens], None if self._bias is None else self._bias[tokens]
+        return found
 
     def _dtype(self) -> torch.dtype:
         return self._weight.dtype

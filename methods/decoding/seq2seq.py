@@ -6,8 +6,9 @@ forward places tokens by order, and here the beams of one depth share a position
 that of the difference of their depths.
 """
 
+import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +76,18 @@ class Seq2SeqTokens:
         """See `TokenModel.rewind`."""
         state.depths = state.depths[:1]
 
-    def logits(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor | slice | None) -> Tensor:
         """See `TokenModel.logits`."""
         weight, bias = self._weight, self._bias
         if tokens is not None:
             weight, bias = weight[tokens], bias if bias is None else bias[tokens]
         return nn.functional.linear(hidden * self._scale, weight, bias)
+
+    def among(self, tokens: Tensor) -> Self:
+        """See `TokenModel.among`."""
+        found = copy.copy(self)
+        found._weight, found._bias = self._weight[tokens], None if self._bias is None else self._bias[tokens]
+        return found
 
     def _decode(self, state: _State, tokens: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
         """Hidden states (B, n, h) of tokens at depths (n,), which see those of (B or 1, n, t + n) that are marked."""

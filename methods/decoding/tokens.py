@@ -51,8 +51,11 @@ class TokenModel(Protocol):
     def rewind(self, state: Any) -> None:
         """Forget the tree, keep the prompt."""
 
-    def logits(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor | slice | None) -> Tensor:
         """Logits (..., K) of the given vocabulary ids (K,) int64, or (..., V) of the whole vocabulary for None."""
+
+    def among(self, tokens: Tensor) -> "TokenModel":
+        """This model with no token but ``tokens`` (K,) int64, numbered 0 to K - 1, for `logits` alone."""
 
 
 def unwrapped(model: nn.Module) -> Any:

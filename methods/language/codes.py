@@ -175,33 +175,50 @@ class CodeLoss:
         total = states.new_zeros((), dtype=torch.float32)
         if len(text):
             total = total + self._cross_entropy(tokens.logits(states[text], None), targets[text])
-        for level in range(len(self.codes.levels)):
-            chosen = (levels == level).nonzero()[:, 0]
-            if self.over == "trie":
-                chosen, closed = self._open_choices(read, at, chosen, level)
-            logits = tokens.logits(states[chosen], self.codes.levels[level])
-            if self.over == "trie":
-                logits = logits.float().masked_fill(closed, -torch.inf)
-            total = total + self._cross_entropy(logits, self.codes.find(level, targets[chosen])[0])
+        choices = [self._choices(level, read, at, targets, levels) for level in range(len(self.codes.levels))]
+        # one look-up for all levels: the gradient of each is as large as the head
+        head, start = tokens.among(torch.cat([choice.tokens for choice in choices])), 0
+        for choice in choices:
+            logits = head.logits(states[choice.chosen], slice(start, start := start + len(choice.tokens)))
+            if choice.closed is not None:
+                logits = logits.float().masked_fill(choice.closed, -torch.inf)
+            total = total + self._cross_entropy(logits, choice.targets)
         return total
 
-    def _open_choices(self, read: Tensor, at: Tensor, chosen: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Those of ``chosen`` whose prefix has several continuations, and (n, K_l) bool, true at what is none.
-
-        The prefix of a target of level l is the l tokens read up to the position that predicts it.
-        """
+    def _choices(self, level: int, read: Tensor, at: Tensor, targets: Tensor, levels: Tensor) -> "_Choices":
+        """What the targets of a level compete with."""
+        chosen, ids = (levels == level).nonzero()[:, 0], self.codes.levels[level]
+        if self.over == "level":
+            return _Choices(chosen, ids, self.codes.find(level, targets[chosen])[0])
+        # the prefix of a target of level l is the l tokens read up to the position that predicts it
         nodes = torch.zeros_like(chosen)
         for depth in range(level):
             places, _ = self.codes.find(depth, read[at[chosen] - level + 1 + depth])
             nodes = self.trie.descend(depth, nodes, places)
         several = (self.trie.children(level, nodes)[2].sum(-1) > 1).nonzero()[:, 0]
+        chosen = chosen[several]
         codes, _, real = self.trie.children(level, nodes[several])
-        places = torch.where(real, self.codes.places(level, codes), len(self.codes.levels[level]))  # a spare column
-        closed = torch.ones(len(several), len(self.codes.levels[level]) + 1, dtype=torch.bool, device=places.device)
-        return chosen[several], closed.scatter_(1, places, False)[:, :-1]
+        places = self.codes.places(level, codes)
+        open_places = places[real].unique()  # of all that continue one of the prefixes
+        columns = torch.where(real, torch.searchsorted(open_places, places), len(open_places))  # a spare one
+        closed = torch.ones(len(chosen), len(open_places) + 1, dtype=torch.bool, device=places.device)
+        closed = closed.scatter_(1, columns, False)[:, :-1]
+        found = torch.searchsorted(open_places, self.codes.find(level, targets[chosen])[0])
+        return _Choices(chosen, ids[open_places], found, closed)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits.float() / self.temperature, targets, reduction="sum")
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """Targets of a level and the tokens they compete with: ``chosen`` (n,), numbers of the targets; ``tokens`` (K,)
+    vocabulary ids; ``targets`` (n,), places in ``tokens``; ``closed`` (n, K) bool, true where a token is no choice."""
+
+    chosen: Tensor
+    tokens: Tensor
+    targets: Tensor
+    closed: Tensor | None = None
 
 
 class Contrast(Protocol):
