@@ -101,7 +101,7 @@ def test_eager_attention_and_a_sliding_window():
         beam_search(CausalTokens(model), prompt, trie, ids, 6)
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="sdpa or eager"):
-        CausalTokens(model)
+        beam_search(CausalTokens(model), prompt, trie, ids, 6)
 
 
 def test_embeddings_stand_in_for_tokens():

@@ -31,11 +31,6 @@ class CausalTokens:
     def __init__(self, model: nn.Module):
         bare = unwrapped(model)
         self.config = bare.config.get_text_config(decoder=True)
-        attention = self.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(
-                f"Tree decoding needs sdpa or eager attention, which take a mask; the model has {attention}"
-            )
         self.body = bare.get_decoder()
         self.head = bare.get_output_embeddings()
         self._weight, self._bias = head_weight(self.head)
@@ -50,6 +45,11 @@ class CausalTokens:
 
         if self.body.training:
             raise ValueError("The model is in training mode, where dropout would blur the scores: call eval() first")
+        attention = self.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"Tree decoding needs sdpa or eager attention, which take a mask; the model has {attention}"
+            )
         self._weight, self._bias = head_weight(self.head)  # an adapter may have learned since
         given = prompt.tokens if prompt.embeddings is None else prompt.embeddings
         assert given is not None

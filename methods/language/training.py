@@ -22,6 +22,7 @@ from genrec_bench.methods import distributed
 from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
 from genrec_bench.methods.decoding.tokens import unwrapped
 from genrec_bench.methods.dropout import dropout
+from genrec_bench.methods.language import attention
 from genrec_bench.methods.language.batches import Packed, Pairs
 from genrec_bench.methods.language.sharing import SharedWeights, share
 
@@ -254,7 +255,7 @@ def _attention_for_training(model: nn.Module, device: str) -> Iterator[None]:
     if device != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
         yield
         return
-    bare.set_attn_implementation("eager")
+    bare.set_attn_implementation(attention.register() if attention.applies(config) else "eager")
     try:
         yield
     finally:
