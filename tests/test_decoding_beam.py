@@ -17,6 +17,7 @@ from decoding_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrec_bench.methods.decoding import tokens
 from genrec_bench.methods.decoding.beam import beam_search, best_first
 from genrec_bench.methods.decoding.ranking import batches, decode, rank_items
 from genrec_bench.methods.decoding.restriction import restrict
@@ -90,6 +91,19 @@ def test_excluding_whole_subtrees_costs_no_beams():
     items, _ = rank_items(beam_search(model, prompt, trie, ids, 2, restriction=restriction, normalise="trie"), trie, 3)
     left = sorted(set(range(7)) - set(seen), key=lambda item: -scores[item])
     assert items[0].tolist() == [*left[:2], -1]
+
+
+@pytest.mark.parametrize("wide", [0, 3])
+@pytest.mark.parametrize("sizes", [[3, 3], [5, 4, 6]])
+def test_logits_of_the_candidates_alone_change_nothing(sizes, wide, monkeypatch):
+    index = random_index(1, 8, sizes)
+    trie = ItemTrie.from_index(index)
+    seen = restrict(trie, make_histories([range(8), *([[0, 3]] * (ROWS - 1))]))
+    (items, scores), _ = search(index, trie, 4, 5, "trie", restriction=seen)
+    monkeypatch.setattr(tokens, "WIDE_LEVEL", wide)
+    (again, other_scores), _ = search(index, trie, 4, 5, "trie", restriction=seen)
+    assert np.array_equal(items, again)
+    np.testing.assert_allclose(scores, other_scores, rtol=1e-6)
 
 
 def test_every_item_seen_gives_nothing():

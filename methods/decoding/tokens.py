@@ -12,6 +12,7 @@ from genrec_bench.methods.decoding.trie import END, ItemTrie
 
 Normalise = Literal["vocabulary", "level", "trie"]
 
+WIDE_LEVEL = 1024  # codes; of more, logits are computed of those that are candidates of some beam only
 FULL_LOGITS = 2**24  # full-vocabulary logits held at a time: 64 MB in float32, and as much again for their exponentials
 
 
@@ -115,10 +116,15 @@ def candidate_log_probs(
     if normalise == "vocabulary":
         logits, total = _full_logits(model, hidden, tokens.levels[level][places])
         return logits.masked_fill(~real, -torch.inf).sub_(total), logits
-    of_level = model.logits(hidden, tokens.levels[level]).float()
-    logits = of_level.gather(-1, places)
+    if normalise == "trie" and len(tokens.levels[level]) > WIDE_LEVEL:
+        looked_at = torch.where(real, places, 0).unique()
+        at = torch.searchsorted(looked_at, places).clamp_(max=len(looked_at) - 1)
+    else:
+        looked_at, at = slice(None), places
+    logits_of = model.logits(hidden, tokens.levels[level][looked_at]).float()
+    logits = logits_of.gather(-1, at)
     scores = logits.masked_fill(~real, -torch.inf)
-    total = (scores if normalise == "trie" else of_level).logsumexp(-1, keepdim=True)
+    total = (scores if normalise == "trie" else logits_of).logsumexp(-1, keepdim=True)
     total = total.masked_fill(total == -torch.inf, 0.0)  # a dead beam; -inf minus -inf would be NaN
     return scores.sub_(total), logits
 
