@@ -4,8 +4,10 @@
 
 The settings are those of suites/eager_ladder.yaml at tier base, its last row, but for batches of ``--batch-tokens``
 positions, text vectors by TF-IDF (``--vectors backbone`` for the suite's: minutes more) and no adapter at the end.
-Prints the mean loss a target (the contrast's share included) of each tenth of the steps, and seconds a step. The whole
-run, on a GPU: genrec-bench run suites/eager_ladder.yaml --dataset amazon2014-beauty --scale base
+Prints, after each tenth of the steps, the mean loss a target (the contrast's share included) of a few batches that are
+set apart and the same each time, and at the end seconds a step, those included. The whole run, on a GPU:
+
+    genrec-bench run suites/eager_ladder.yaml --dataset amazon2014-beauty --scale base
 """
 
 import argparse
@@ -15,19 +17,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
 from genrec_bench.benchmark.protocols import Full
 from genrec_bench.benchmark.suite import cells, read_suite
 from genrec_bench.datasets import store
+from genrec_bench.datasets.interactions import Histories
 from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.eager_llm import EagerLLM
+from genrec_bench.methods.language.codes import CodeLoss, Contrast
 from genrec_bench.methods.language.training import Batch
 
 PARTS = 10
+PROBES = 8  # batches set apart
 SUITE = Path(__file__).resolve().parents[1] / "suites" / "eager_ladder.yaml"
 
 
@@ -36,8 +42,23 @@ class FirstSteps(EagerLLM):
 
     steps_an_epoch: int
 
-    def _batches(self, *arguments: Any, **options: Any) -> Iterator[Batch]:
-        return islice(super()._batches(*arguments, **options), self.steps_an_epoch)
+    def loss(self, contrast: Contrast | None = None) -> CodeLoss:
+        self.loss_of = super().loss(contrast)
+        return self.loss_of
+
+    def _batches(self, sequences: Histories, rng: np.random.Generator, asides: bool = False) -> Iterator[Batch]:
+        self.apart = lambda: islice(EagerLLM._batches(self, sequences, np.random.default_rng(0), asides), PROBES)
+        return islice(super()._batches(sequences, rng, asides), self.steps_an_epoch)
+
+    @torch.no_grad()
+    def loss_apart(self) -> float:
+        """Mean loss a target of the batches that are set apart."""
+        total = targets = 0.0
+        for batch in self.apart():
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+                total += float(self.loss_of(batch))
+            targets += int((batch.levels >= -1).sum())
+        return total / targets
 
 
 def main() -> None:
@@ -49,30 +70,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    suite = read_suite(SUITE).model_copy(update={"datasets": [options.dataset], "scale": "base"})
+    suite = read_suite(SUITE)
+    suite = suite.model_copy(update={"datasets": [options.dataset], "scale": "base", "methods": suite.methods[-1:]})
     changes = {
         "batch_tokens": options.batch_tokens, "micro_batches": 1, "epochs": PARTS, "patience": PARTS,
         "aat": {"enabled": False}, "index": {"vectors": options.vectors},
     }  # fmt: skip
-    cell = cells(suite, {"eager_llm": changes})[-1]
+    cell = cells(suite, {"eager_llm": changes})[0]
     losses, moments = [], []
 
-    def log(**event: Any) -> None:
-        if "loss" in event and "stage" not in event:
-            losses.append(event["loss"])
-            moments.append(time.monotonic())
-            print(f"steps {len(losses) * options.steps // PARTS} of {options.steps}: loss {losses[-1]:.3f}", flush=True)
+    def validate(method: Any, users: int = 0) -> float:
+        losses.append(method.loss_apart())
+        moments.append(time.monotonic())
+        print(f"steps {len(losses) * options.steps // PARTS} of {options.steps}: loss {losses[-1]:.3f}", flush=True)
+        return -losses[-1]
 
-    context = Context(
-        0, "cpu", "base", Checkpoint(None), ArtefactCache(store.home() / "artefacts"), lambda method, users=0: 0.0, log
-    )
+    context = Context(0, "cpu", "base", Checkpoint(None), ArtefactCache(store.home() / "artefacts"), validate)
     torch.manual_seed(0)
     method = FirstSteps(cell.config)
     method.steps_an_epoch = options.steps // PARTS
     method.fit(Full().split(store.load(options.dataset)).train, context)
     everything, trained = method.parameters()
     rows = [[f"{(part + 1) * method.steps_an_epoch}", f"{loss:.3f}"] for part, loss in enumerate(losses)]
-    print(tabulate(rows, ["steps", "mean loss"], disable_numparse=True))
+    print(tabulate(rows, ["steps", "loss apart"], disable_numparse=True))
     seconds = (moments[-1] - moments[0]) / (options.steps - method.steps_an_epoch)
     print(f"{everything / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; {seconds:.1f} s a step")
 
