@@ -18,11 +18,11 @@ the paper's one example a prefix. The loss on a code is over its level; ``loss_o
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,11 +38,16 @@ from genrec_bench.methods.language.batches import packed_batches
 from genrec_bench.methods.language.contrast import GlobalContrast
 from genrec_bench.methods.language.examples import Task
 from genrec_bench.methods.language.training import Batch, train_language_model
+from genrec_bench.methods.language.vocabulary import start_at_centroids
 from genrec_bench.methods.next_item import count_parameters, load_weights
 from genrec_bench.methods.prompted import BACKBONES, Prompted, PromptedConfig
 
 LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TITLE_ROWS = 128  # titles written at a time
+# the sources whose centroids codes start at, for each mode of the index
+CENTROIDS: dict[str, tuple[str, ...]] = {
+    "unit": ("text", "behaviour"), "semantic": ("text",), "behavior": ("behaviour",), "random": (),
+}  # fmt: skip
 Weight = Annotated[float, Field(ge=0.0, le=10.0)]
 
 
@@ -80,6 +85,8 @@ class EagerLLMConfig(PromptedConfig):
     index: IndexConfig = Field(
         default_factory=lambda: IndexConfig(builder="dual", vectors="backbone", behaviour="din", dim=64)
     )
+    # how the codes' embeddings start; centroids: of the index's source vectors, alike for alike items
+    code_start: Literal["mean", "centroids"] = "mean"
     gct: GctSettings = Field(default_factory=GctSettings)
     cit: CitSettings = Field(default_factory=CitSettings)
     aat: AatSettings = Field(default_factory=AatSettings)
@@ -103,7 +110,7 @@ class EagerLLM(Prompted):
     trained = 0  # weights that stage 1 changed; unknown of a loaded model
 
     def fit(self, train: TrainView, context: Context) -> None:
-        self._check_text(train)
+        self._check_sources(train)
         super().fit(train, context)
 
     def index_config(self, context: Context) -> IndexConfig:
@@ -131,6 +138,9 @@ class EagerLLM(Prompted):
 
     def train(self, train: TrainView, context: Context) -> None:
         """Initial training (section 3.4), then annealing adapter tuning (section 3.5)."""
+        if self.config.code_start == "centroids":
+            vectors = np.concatenate(list(self._sources(train, context, CENTROIDS[self.config.index.mode]).values()), 1)
+            start_at_centroids(self.backbone, self.index, self.code_ids, vectors, context.seed)
         adapt(self.backbone, self.config.lora, self.code_ids, self.config.gradient_checkpointing)
         contrast = self._contrast(train, context)
 
@@ -228,23 +238,29 @@ class EagerLLM(Prompted):
 
     def _contrast(self, train: TrainView, context: Context) -> GlobalContrast | None:
         """The contrast that the config asks for, with the vectors that the index is made of."""
+        gct = self.config.gct
+        weights = {"text": gct.lambda_s, "behaviour": gct.lambda_b}
+        asked = [name for name, weight in weights.items() if gct.enabled and weight]
+        if not asked:
+            return None
+        sources = [(name, weights[name], vectors) for name, vectors in self._sources(train, context, asked).items()]
+        return GlobalContrast(sources, self.backbone.hidden_size, gct.temperature, context.seed).to(context.device)
+
+    def _sources(self, train: TrainView, context: Context, asked: Sequence[str]) -> dict[str, np.ndarray]:
+        """The standardised vectors (N, d) of "text" and "behaviour", those ``asked`` for."""
         from genrec_bench.methods.encoders.behaviour import behaviour_vectors, with_cold_items
         from genrec_bench.methods.encoders.text import text_vectors
         from genrec_bench.methods.indexing.hierarchical import standardised
 
-        gct, index = self.config.gct, self.index_config(context)
-        if not gct.enabled or gct.lambda_s == gct.lambda_b == 0:
-            return None
-        sources = []
+        index, found = self.index_config(context), {}
         text = text_vectors(train.items, index.vectors, context) if self.has_titles(train) else None
-        if gct.lambda_s:
-            assert text is not None  # `_check_text`
-            sources.append(("text", gct.lambda_s, standardised(text)))
-        if gct.lambda_b:
+        if "text" in asked:
+            assert text is not None  # `_check_sources`
+            found["text"] = standardised(text)
+        if "behaviour" in asked:
             behaviour = behaviour_vectors(train, context, index.behaviour, index.dim, index.seed)
-            behaviour = with_cold_items(behaviour, train.item_counts() > 0, text)
-            sources.append(("behaviour", gct.lambda_b, standardised(behaviour)))
-        return GlobalContrast(sources, self.backbone.hidden_size, gct.temperature, context.seed).to(context.device)
+            found["behaviour"] = standardised(with_cold_items(behaviour, train.item_counts() > 0, text))
+        return found
 
     def _anneal(self, train: TrainView, context: Context) -> None:
         """Tune the adapter alone on each user's longest training sequence."""
@@ -272,10 +288,15 @@ class EagerLLM(Prompted):
             replace(context, checkpoint=context.checkpoint.beside("adapter")),
         )
 
-    def _check_text(self, train: TrainView) -> None:
+    def _check_sources(self, train: TrainView) -> None:
         config, needed = self.config, []
         if config.index.builder == "dual" and config.index.mode in ("unit", "semantic"):
             needed.append(f"index.mode={config.index.mode} (behavior and random need none)")
+        if config.code_start == "centroids":
+            if not CENTROIDS[config.index.mode]:
+                raise InputError("code_start=centroids: index.mode=random has no source vectors; use code_start=mean")
+            if "text" in CENTROIDS[config.index.mode]:
+                needed.append("code_start=centroids (mean needs none)")
         if config.gct.enabled and config.gct.lambda_s:
             needed.append(f"gct.lambda_s={config.gct.lambda_s:g} (0 leaves it out)")
         if tasks := [name for name in ("reconstruction", "preference") if getattr(config.cit, name)]:

@@ -346,6 +346,7 @@ def test_a_config_stands_beside_its_own_printed_row(values, row):
         ({"index": {"codes": 2}}, "6 items: ask for 3 codes a level or more"),
         ({"index": {"behaviour": "dim"}}, "behaviour encoder 'dim'.*din"),
         ({"aat": {"min_interactions": 9}}, "aat.min_interactions=9: no user has as many"),
+        ({"code_start": "centroids", "index": {"mode": "random"}}, "index.mode=random has no source vectors"),
     ],
 )
 def test_settings_that_cannot_be(setting, values, message):
@@ -360,6 +361,27 @@ def test_items_without_titles(setting):
     method = method_of(**silent)
     method.fit(view(titles=[""] * 6), setting())
     answers(method)
+
+
+@pytest.mark.parametrize("mode", ["unit", "semantic", "behavior"])
+def test_codes_start_at_the_centroids_of_the_sources_of_the_index(setting, mode, monkeypatch):
+    from genrec_bench.methods import eager_llm
+
+    started = []
+    real = eager_llm.start_at_centroids
+    monkeypatch.setattr(eager_llm, "start_at_centroids", lambda *given: started.append(given[3]) or real(*given))
+    off = {"gct": {"enabled": False}, "aat": {"enabled": False}}
+    method = fitted(setting, code_start="centroids", index={"mode": mode}, **off)
+    text, behaviour = (method._sources(view(), setting(), [name])[name].shape[1] for name in ("text", "behaviour"))
+    assert [vectors.shape[1] for vectors in started] == [text * (mode != "behavior") + behaviour * (mode != "semantic")]
+    assert not equal(answers(method), answers(fitted(setting, index={"mode": mode}, **off)))
+
+
+def test_centroids_of_texts_need_texts(setting):
+    silent = {"gct": {"lambda_s": 0}, "cit": {"reconstruction": 0, "preference": 0}}
+    method = method_of(code_start="centroids", **silent)
+    with pytest.raises(InputError, match=r"has a title.*index.mode=unit.*code_start=centroids"):
+        method.fit(view(titles=[""] * 6), setting())
 
 
 def test_an_adapter_of_another_model(tmp_path, setting):

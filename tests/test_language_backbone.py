@@ -241,13 +241,17 @@ def test_rows_to_spare_are_used(tiny):
 def test_centroids_bring_alike_codes_together(tiny):
     backbone = tiny()
     vectors = np.array([[1.0, 0, 0], [1.0, 0.1, 0], [1.0, 0, 0.1], [-3.0, 0, 0]])
-    first, _ = vocabulary.add_code_tokens(backbone, INDEX, "centroids", vectors)
+    ids = vocabulary.add_code_tokens(backbone, INDEX)
+    before = backbone.model.get_input_embeddings().weight.detach().clone()
+    vocabulary.start_at_centroids(backbone, INDEX, ids, vectors)
+    first = ids[0]
     table = backbone.model.get_input_embeddings().weight.detach()
     rows = table[first] - table[: int(first[0])].mean(0)
     cosine = torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(rows, dim=1).T
     assert cosine[0, 1] > 0.9 > 0 > cosine[0, 2]
-    with pytest.raises(InputError, match="one row an item"):
-        vocabulary.add_code_tokens(tiny(), INDEX, "centroids", vectors[:2])
+    assert torch.equal(table[: int(first[0])], before[: int(first[0])])
+    with pytest.raises(InputError, match="a vector an item"):
+        vocabulary.start_at_centroids(backbone, INDEX, ids, vectors[:2])
 
 
 def test_a_name_on_two_levels_is_one_token(tiny):

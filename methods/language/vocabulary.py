@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,19 +45,12 @@ def word_tokenizer(texts: Sequence[str], max_words: int = MAX_WORDS) -> Any:
     )
 
 
-def add_code_tokens(
-    backbone: "Backbone",
-    index: ItemIndex,
-    initialise: Literal["mean", "centroids"] = "mean",
-    vectors: np.ndarray | None = None,
-    seed: int = 0,
-) -> list[Tensor]:
+def add_code_tokens(backbone: "Backbone", index: ItemIndex, seed: int = 0) -> list[Tensor]:
     """Give the model one new token for each code of ``index``; returns the token number of each, (K_l,) int64 a level.
 
     A new row of the embedding (and of the output layer, where that is another matrix) is the mean of the old rows plus
-    noise as wide as the model's own initial weights; with ``initialise="centroids"`` the noise is the mean of
-    ``vectors`` (N, d) over the code's items, randomly projected: items alike in text start alike. Old rows stay as they
-    are. Raises InputError for a code's name that is a word of the model already, or is not read back as one token.
+    noise as wide as the model's own initial weights. Old rows stay as they are. Raises InputError for a code's name
+    that is a word of the model already, or is not read back as one token.
     """
     from tokenizers import AddedToken
 
@@ -69,21 +62,41 @@ def add_code_tokens(
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in index.vocabulary])
     numbers = torch.tensor(tokenizer.convert_tokens_to_ids(list(index.vocabulary)), dtype=torch.int64)
     _check_read_back(tokenizer, index, numbers)
-    old_rows = torch.tensor(sorted(taken.values()))
     if int(numbers.max()) >= model.get_input_embeddings().weight.shape[0]:  # some models have rows to spare
         model.resize_token_embeddings(int(numbers.max()) + 1, mean_resizing=False)
+    noise = torch.randn(len(numbers), backbone.hidden_size, generator=torch.Generator().manual_seed(seed))
+    _start_rows(backbone, numbers, noise)
+    return [numbers[torch.from_numpy(of_level)] for of_level in index.token_numbers]
+
+
+def start_at_centroids(
+    backbone: "Backbone", index: ItemIndex, code_ids: Sequence[Tensor], vectors: np.ndarray, seed: int = 0
+) -> None:
+    """Let codes of alike items start alike, before any training.
+
+    The rows of ``code_ids`` (`add_code_tokens`) become the mean of the other rows plus the mean of ``vectors`` (N, d)
+    over each code's items, randomly projected, and as long as the noise would be.
+    """
+    numbers = torch.zeros(len(index.vocabulary), dtype=torch.int64)
+    for of_level, ids in zip(index.token_numbers, code_ids, strict=True):
+        numbers[torch.from_numpy(of_level)] = ids
+    _start_rows(backbone, numbers, _directions(index, vectors, backbone.hidden_size, seed))
+
+
+@torch.no_grad()
+def _start_rows(backbone: "Backbone", numbers: Tensor, offsets: Tensor) -> None:
+    """Set the rows ``numbers`` to the mean of the vocabulary's others plus ``offsets`` of unit variance, scaled."""
+    model = backbone.model
+    others = torch.tensor(sorted(set(backbone.tokenizer.get_vocab().values()) - set(numbers.tolist())))
     # T5's embedding starts 50 times wider than others', and says so by another name
     scale = getattr(model.config, "initializer_range", None) or getattr(model.config, "initializer_factor", None)
-    offsets = (scale or 0.02) * _offsets(index, initialise, vectors, backbone.hidden_size, seed)
-    matrices = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
     done: set[int] = set()
-    for weight in matrices:
-        if weight.data_ptr() not in done:  # tied matrices are one
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None and layer.weight.data_ptr() not in done:  # tied matrices are one
+            weight = layer.weight
             done.add(weight.data_ptr())
-            with torch.no_grad():
-                rows = weight[old_rows[old_rows < len(weight)].to(weight.device)].float().mean(0).cpu() + offsets
-                weight[numbers.to(weight.device)] = rows.to(weight)
-    return [numbers[torch.from_numpy(of_level)] for of_level in index.token_numbers]
+            mean = weight[others[others < len(weight)].to(weight.device)].float().mean(0).cpu()
+            weight[numbers.to(weight.device)] = (mean + (scale or 0.02) * offsets).to(weight)
 
 
 def _check_read_back(tokenizer: Any, index: ItemIndex, numbers: Tensor) -> None:
@@ -97,14 +110,13 @@ def _check_read_back(tokenizer: Any, index: ItemIndex, numbers: Tensor) -> None:
             raise InputError(f"Item index: the code '{text}' of item {item} is not read back as its own tokens")
 
 
-def _offsets(index: ItemIndex, initialise: str, vectors: np.ndarray | None, dim: int, seed: int) -> Tensor:
-    """What tells new rows apart, (tokens, dim) float32 of unit variance."""
+def _directions(index: ItemIndex, vectors: np.ndarray, dim: int, seed: int) -> Tensor:
+    """The centroid of each code's items, projected to (tokens, dim) float32 of unit variance."""
+    if len(vectors) != index.num_items:
+        raise InputError(f"Code tokens that start as centroids need a vector an item: {len(vectors)} are not "
+                         f"{index.num_items}")  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(index.vocabulary), dim, generator=generator)
-    if initialise == "mean":
-        return noise
-    if initialise != "centroids" or vectors is None or len(vectors) != index.num_items:
-        raise InputError("Code tokens start as 'mean', or as 'centroids' of vectors with one row an item")
     features = torch.from_numpy(np.asarray(vectors, dtype=np.float32))
     features = features - features.mean(0)
     tokens = torch.from_numpy(index.item_tokens)  # (N, L)
