@@ -249,7 +249,7 @@ def schedule(share: float, config: TrainingConfig) -> float:
 
 @contextmanager
 def _attention_for_training(model: nn.Module, device: str) -> Iterator[None]:
-    """On a CPU, attention by plain products: the backward pass of torch's fused kernel takes half the step there."""
+    """On a CPU, `attention.causal_attention` or the model's plain one: torch's fused kernel is slow backwards there."""
     bare = unwrapped(model)
     config = getattr(bare, "config", None)
     if device != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
