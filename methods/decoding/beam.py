@@ -9,6 +9,7 @@ prompt, never copies of it. Nothing in the loop waits for the device.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class StepView:
     ``rows`` (B,) int64: the caller's number of each row. ``nodes`` (B, n): trie node of each beam, -1 for a dead one.
     ``prefix`` (B, n, level): codes so far. ``codes`` (B, n, F), END included; ``children`` (B, n, F): trie nodes of
     depth level + 1. ``real`` (B, n, F) bool: what is a candidate at all; excluded items still are, and are dropped
-    after the hook. ``log_probs`` (-inf where not real) and ``logits`` (B, n, F) float32.
+    after the hook. ``log_probs`` (-inf where not real) and ``logits`` (B, n, F) float32. ``hidden`` (B, n, h) is what
+    ``model`` makes logits of, for those of other tokens.
     """
 
     level: int
@@ -50,6 +52,8 @@ class StepView:
     real: Tensor
     log_probs: Tensor
     logits: Tensor
+    model: TokenModel
+    hidden: Tensor
 
 
 Hook = Callable[[StepView], Tensor]  # gives the log-probabilities (B, n, F) to use
@@ -78,17 +82,21 @@ def beam_search(
     restriction: Restriction | None = None,
     hook: Hook | None = None,
     rows: Tensor | None = None,
+    begun: tuple[Tensor, Any] | None = None,
 ) -> Beams:
     """The ``width`` best codes of each prompt's row, by the sum of their tokens' log-probabilities.
 
     ``trie`` lies on the model's device. ``token_ids``: per level (K_l,) vocabulary ids of the codes; ``end_id``: id
     that ends a shorter code. ``normalise``: see `candidate_log_probs`. ``restriction``: see `restrict`, rows as in the
     prompt. ``rows`` (B,): row numbers for the hook, default 0..B-1. Probabilities are normalised before a restriction
-    drops candidates.
+    drops candidates. ``begun``: what `begin` gave for the same model, prompt, trie and width; it can be used again.
     """
     tokens = CodeTokens(trie, token_ids, end_id, trie.device)
-    last_level = trie.num_levels - 1
-    hidden, state = model.start(prompt, width * last_level)
+    if begun is None:
+        begun = begin(model, prompt, trie, width)
+    else:
+        model.rewind(begun[1])
+    hidden, state = begun
     live, ended = _roots(hidden)
     rows = torch.arange(len(hidden), device=hidden.device) if rows is None else rows
     hidden = hidden.unsqueeze(1)
@@ -109,6 +117,12 @@ def beam_search(
         leaves = torch.nn.functional.pad(leaves, (0, short), value=-1)
         scores = torch.nn.functional.pad(scores, (0, short), value=-torch.inf)
     return Beams(leaves, scores, restriction)
+
+
+@torch.inference_mode()
+def begin(model: TokenModel, prompt: Prompt, trie: ItemTrie, width: int) -> tuple[Tensor, Any]:
+    """The prompts, read once for any number of searches after them."""
+    return model.start(prompt, width * (trie.num_levels - 1))
 
 
 def _roots(hidden: Tensor) -> tuple[_Live, tuple[Tensor, Tensor]]:
@@ -139,7 +153,7 @@ def _candidates(
 ) -> StepView:
     codes, children, real = trie.children(level, live.nodes)
     log_probs, logits = candidate_log_probs(model, hidden, tokens, level, codes, real, normalise)
-    return StepView(level, rows, live.nodes, live.prefix, codes, children, real, log_probs, logits)
+    return StepView(level, rows, live.nodes, live.prefix, codes, children, real, log_probs, logits, model, hidden)
 
 
 def _restricted(trie: ItemTrie, restriction: Restriction | None, step: StepView, log_probs: Tensor) -> Tensor:

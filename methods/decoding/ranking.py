@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genrec_bench.datasets.interactions import Histories
-from genrec_bench.methods.decoding.beam import Beams, Hook, beam_search
+from genrec_bench.methods.decoding.beam import Beams, Hook, beam_search, begin
 from genrec_bench.methods.decoding.restriction import restrict
 from genrec_bench.methods.decoding.tokens import Normalise, Prompt, TokenModel
 from genrec_bench.methods.decoding.trie import ItemTrie
@@ -63,6 +63,34 @@ def decode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Items (B, k) int64 and scores (B, k) float32 for B prompts, -1 and -inf where a row has fewer than k.
 
+    See `decode_each`, of which this is the case of one search.
+    """
+    return decode_each(
+        model, offsets, tokens, trie, token_ids, k, [hook], width=width, pad_id=pad_id, end_id=end_id,
+        token_budget=token_budget, normalise=normalise, exclude=exclude, allowed=allowed, embed=embed,
+    )[0]  # fmt: skip
+
+
+def decode_each(
+    model: TokenModel,
+    offsets: np.ndarray,
+    tokens: np.ndarray,
+    trie: ItemTrie,
+    token_ids: Sequence[Tensor],
+    k: int,
+    hooks: Sequence[Hook | None],
+    *,
+    width: int = 20,
+    pad_id: int = 0,
+    end_id: int | None = None,
+    token_budget: int = 16_384,
+    normalise: Normalise = "vocabulary",
+    exclude: Histories | None = None,
+    allowed: Histories | None = None,
+    embed: Embed | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each of ``hooks`` a search, all of them after one reading of the B prompts: items and scores as of `decode`.
+
     Prompt b is ``tokens[offsets[b]:offsets[b + 1]]``, vocabulary ids, not empty. Prompts of similar length are decoded
     together, left-padded, so that prompt and tree take at most ``token_budget`` positions a batch. ``exclude`` and
     ``allowed`` have one row a prompt, see `restrict`. A batch too large for the memory is tried again in halves.
@@ -73,20 +101,24 @@ def decode(
     for given in (exclude, allowed):
         if given is not None and len(given) != len(lengths):
             raise ValueError(f"{len(given)} rows of excluded or allowed items for {len(lengths)} prompts")
-    items = np.full((len(lengths), k), -1, dtype=np.int64)
-    scores = np.full((len(lengths), k), -np.inf, dtype=np.float32)
+    answers = [
+        (np.full((len(lengths), k), -1, dtype=np.int64), np.full((len(lengths), k), -np.inf, dtype=np.float32))
+        for _ in hooks
+    ]
 
     def run(rows: np.ndarray) -> None:
         prompt = _padded(offsets, tokens, rows, pad_id, trie.device)
         if embed is not None:
             prompt = Prompt(prompt.tokens, prompt.mask, embed(prompt, rows))
-        parts = (None if of is None else of.select(rows) for of in (exclude, allowed))
-        beams = beam_search(
-            model, prompt, trie, token_ids, width, end_id=end_id, normalise=normalise,
-            restriction=restrict(trie, *parts), hook=hook, rows=torch.from_numpy(rows).to(trie.device),
-        )  # fmt: skip
-        found = rank_items(beams, trie, k)
-        items[rows], scores[rows] = (t.cpu().numpy() for t in found)
+        restriction = restrict(trie, *(None if of is None else of.select(rows) for of in (exclude, allowed)))
+        numbers = torch.from_numpy(rows).to(trie.device)
+        begun = begin(model, prompt, trie, width)
+        for hook, (items, scores) in zip(hooks, answers, strict=True):
+            beams = beam_search(
+                model, prompt, trie, token_ids, width, end_id=end_id, normalise=normalise, restriction=restriction,
+                hook=hook, rows=numbers, begun=begun,
+            )  # fmt: skip
+            items[rows], scores[rows] = (t.cpu().numpy() for t in rank_items(beams, trie, k))
 
     for rows in batches(lengths, width * (trie.num_levels - 1), token_budget):
         try:
@@ -99,7 +131,7 @@ def decode(
             torch.cuda.empty_cache()
         for half in np.array_split(rows, 2):
             run(half)
-    return items, scores
+    return answers
 
 
 def batches(lengths: np.ndarray, tree: int, token_budget: int) -> Iterator[np.ndarray]:

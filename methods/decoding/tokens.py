@@ -138,3 +138,13 @@ def _full_logits(model: TokenModel, hidden: Tensor, ids: Tensor) -> tuple[Tensor
         found.append(logits.gather(-1, part_ids))
         totals.append(logits.logsumexp(-1, keepdim=True))
     return torch.cat(found).view(ids.shape), torch.cat(totals).view(*ids.shape[:2], 1)
+
+
+def log_mass_without(model: TokenModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Log of the summed exponentials of all logits but those of ``tokens`` (K,), (B, n, 1); ``hidden`` (B, n, h)."""
+    rows = max(FULL_LOGITS // model.vocabulary_size, 1)
+    totals = [
+        model.logits(part, None).float().index_fill_(-1, tokens, -torch.inf).logsumexp(-1)
+        for part in hidden.flatten(0, 1).split(rows)
+    ]
+    return torch.cat(totals).view(*hidden.shape[:2], 1)
