@@ -77,6 +77,7 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
         artefacts=artefacts,
         validate=validation,
         log=events if first else lambda **values: None,
+        selection=canonical_hash([sha256, cell.rules.hash]),
     )
     _seed(cell.seed)
     method = _guard(lambda: registry.get(cell.method)(cell.config), "__init__")

@@ -77,6 +77,7 @@ class Context:
     artefacts: ArtefactCache  # content-addressed stages shared by all methods
     validate: "Validate"  # the protocol's selection metric on validation targets, higher is better
     log: Callable[..., None] = field(default=lambda **values: None)  # log(epoch=3, loss=1.2): one training event
+    selection: str = ""  # hash of the data and the protocol behind `validate`: for the key of what was chosen by it
 
 
 class Method(ABC):

@@ -31,6 +31,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
+from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.indexing.config import IndexConfig
 from genrec_bench.methods.language import prompts
 from genrec_bench.methods.language.adapters import LoraSettings, adapt, base_weights, load_adapter, merge, save_adapter
@@ -158,9 +159,9 @@ class EagerLLM(Prompted):
             self._anneal(train, context)
         self.adapted = self.config.aat.enabled_at_inference
 
-    def recommend(self, histories: Histories, k: int) -> Ranking:
+    def search(self, histories: Histories, k: int, hooks: Sequence[Hook | None], **options: Any) -> list[Ranking]:
         with self._adapter(self.adapted):
-            return super().recommend(histories, k)
+            return super().search(histories, k, hooks, **options)
 
     @torch.inference_mode()
     def write_titles(self, items: np.ndarray) -> list[str]:

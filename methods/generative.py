@@ -1,14 +1,17 @@
 """What all generative recommenders share: an item index, its trie, a language model, decoding of real items only."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Method, Ranking, Rate
-from genrec_bench.methods.decoding.ranking import decode
+from genrec_bench.methods.decoding.beam import Hook
+from genrec_bench.methods.decoding.ranking import decode_each
 from genrec_bench.methods.decoding.tokens import Normalise
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.build import build_index
@@ -70,21 +73,38 @@ class Generative(Method):
         self.train(train, context)
 
     def recommend(self, histories: Histories, k: int) -> Ranking:
+        return self.search(histories, k, [None])[0]
+
+    def search(
+        self,
+        histories: Histories,
+        k: int,
+        hooks: Sequence[Hook | None],
+        *,
+        normalise: Normalise | None = None,
+        codes: tuple[ItemTrie, Sequence[Tensor]] | None = None,
+    ) -> list[Ranking]:
+        """The answer under each score hook; the prompts are read once.
+
+        ``normalise`` and ``codes`` (a trie, and the token ids of its levels) stand in for the method's own.
+        """
         prompts = self.prompts(histories.last(self.config.max_history))
-        items, scores = decode(
+        trie, token_ids = codes or (self.trie, self.items.by_level)
+        found = decode_each(
             self.token_model()(self.model),
             prompts.offsets,
             prompts.tokens,
-            self.trie,
-            self.items.by_level,
+            trie,
+            token_ids,
             k,
+            hooks,
             width=self.config.beam,
             end_id=self.items.end_id,
             token_budget=self.config.decode_tokens,
-            normalise=self.config.normalise or self.config.loss_over,
+            normalise=normalise or self.config.normalise or self.config.loss_over,
             exclude=histories if histories.mask_seen else None,
         )
-        return Ranking(items, scores, ordered=True)
+        return [Ranking(items, scores, ordered=True) for items, scores in found]
 
     def index_config(self, context: Context) -> IndexConfig:
         """The config of the item index."""

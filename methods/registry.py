@@ -16,6 +16,7 @@ from genrec_bench.methods.base import Method, MethodConfig
 
 # Name -> "module:Class": `genrec-bench methods` answers without importing torch.
 BUILT_IN = {
+    "agrec": "genrec_bench.methods.agrec:AGRec",
     "din": "genrec_bench.methods.din:DIN",
     "eager_llm": "genrec_bench.methods.eager_llm:EagerLLM",
     "gru4rec": "genrec_bench.methods.gru4rec:GRU4Rec",
@@ -23,6 +24,7 @@ BUILT_IN = {
     "lc_rec": "genrec_bench.methods.lc_rec:LCRec",
     "letter_lc_rec": "genrec_bench.methods.letter_lc_rec:LetterLCRec",
     "letter_tiger": "genrec_bench.methods.letter_tiger:LetterTiger",
+    "lightgcn": "genrec_bench.methods.encoders.lightgcn:LightGCN",
     "markov": "genrec_bench.methods.markov:Markov",
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",

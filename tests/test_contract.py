@@ -50,6 +50,16 @@ TINY = {
         "cit": {"reconstruction": 20, "preference": 20},
         "aat": {"learning_rate": 0.01},
     },
+    "agrec": {
+        "lm": {
+            "method": "tiger",
+            "settings": {**SMALL_MODEL, "architecture": "decoder_only", "loss_over": "trie", "index": SMALL_INDEX},
+        },
+        "graph": {"encoder": "lightgcn", "settings": {"dim": 8, "epochs": 3}},
+        "n": 5,
+        "alpha": 0.4,
+    },
+    "lightgcn": {"dim": 8, "epochs": 5},
     "din": {"dim": 8, "hidden": [8, 4], "epochs": 5, "max_length": 8},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},

@@ -16,7 +16,14 @@ from genrec_bench.methods.decoding.ranking import decode, decode_each, rank_item
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 from tests.decoding_reference import (
-    END_ID, Bag, dict_trie, next_logits_of, random_index, random_prompt, token_ids, vocabulary_size,
+    END_ID,
+    Bag,
+    dict_trie,
+    next_logits_of,
+    random_index,
+    random_prompt,
+    token_ids,
+    vocabulary_size,
 )  # fmt: skip
 
 ROWS = 3
@@ -103,7 +110,9 @@ def suggestions(index: ItemIndex, seed: int, count: int) -> tuple[np.ndarray, np
         some = rng.permutation(index.num_items)[: rng.integers(1, count + 1)]
         items[row, : len(some)] = some
         scores[row, : len(some)] = np.sort(rng.normal(2.0, 1.5, len(some)).astype(np.float32))[::-1]
-    plain = [{int(i): float(s) for i, s in zip(*pair, strict=True) if i >= 0} for pair in zip(items, scores, strict=True)]
+    plain = [
+        {int(i): float(s) for i, s in zip(*pair, strict=True) if i >= 0} for pair in zip(items, scores, strict=True)
+    ]
     return items, scores, plain
 
 
@@ -183,9 +192,7 @@ def test_logits_are_the_released_codes(index, seed, count, alpha, width):
 
         lists.append(reference.search(step, real.tolist(), following, width, ended.num_levels))
     some_item = Reference(index, ids, {}, alpha)
-    paths = {
-        leaf: (*some_item.path(int(trie.items[trie.starts[-1][leaf]])), END_ID) for leaf in range(trie.num_leaves)
-    }
+    paths = {leaf: (*some_item.path(int(trie.items[trie.starts[-1][leaf]])), END_ID) for leaf in range(trie.num_leaves)}
     compare(beams, trie, ended, lists, paths)
 
 
@@ -228,7 +235,9 @@ def test_alpha_zero_is_the_model_alone():
 
 def test_alpha_one_with_shares_is_the_graphs_ranking():
     """Shares telescope along a path: the product is the item's own share, whatever codes it has."""
-    index = ItemIndex(np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(3)]), level_tokens([3] * 3))
+    index = ItemIndex(
+        np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(3)]), level_tokens([3] * 3)
+    )
     trie, ids, vocabulary = ItemTrie.from_index(index), token_ids(index), vocabulary_size(index)
     model, prompt = Bag(vocabulary), random_prompt(vocabulary, 8, 5, ragged=True)
     rng = np.random.default_rng(0)
