@@ -172,6 +172,24 @@ def recommend(
 
 
 @app.command()
+def analyse(
+    run: Annotated[str, typer.Option("--run", help="Id (or its beginning) of a kept run, or its record's folder.")],
+    user: Annotated[str | None, typer.Option("--user", help="Show this user in full.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for pictures.")] = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    plugin: PluginOption = None,
+) -> None:
+    """Which users each part of a kept run serves, how alike its answers are, what validation chose; on test targets."""
+    from genrec_bench.benchmark import recommend as kept_runs
+    from genrec_bench.benchmark.analysis import Analysis
+
+    analysis = Analysis(kept_runs.load_run(run, results, plugin or []))
+    print(analysis.report(user))
+    for path in [] if output is None else analysis.draw(output):
+        print(path)
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show one method's config.", show_default=False)] = None,
     plugin: PluginOption = None,

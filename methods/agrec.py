@@ -189,6 +189,17 @@ class AGRec(Method):
     def code(self, item: int) -> list[str] | None:
         return None if self.lm is None else self.lm.code(item)
 
+    def parts(self) -> dict[str, Method]:
+        named = {"language model": self.lm, "graph": self.graph}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def item_vectors(self) -> dict[str, np.ndarray]:
+        return {
+            name if kind == "items" else f"{name} {kind}": vectors
+            for name, part in self.parts().items()
+            for kind, vectors in part.item_vectors().items()
+        }
+
     def write_titles(self, items: np.ndarray) -> list[str]:
         if self.lm is None:
             return super().write_titles(items)

@@ -129,6 +129,14 @@ class Method(ABC):
         """Other states of what was trained that are worth measuring beside it, by name (adapter on, adapter off)."""
         return {}
 
+    def parts(self) -> dict[str, "Method"]:
+        """The methods that this one is made of, by what they are in it. Optional: for analyses."""
+        return {}
+
+    def item_vectors(self) -> dict[str, np.ndarray]:
+        """Learned vectors of all items, (N, d) each, by what they are. Optional: for pictures."""
+        return {}
+
     def write_titles(self, items: np.ndarray) -> list[str]:
         """The title that the method writes for each item number of ``items``, from its code alone. Optional."""
         raise NotImplementedError(f"{type(self).__name__} writes no text")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
@@ -130,6 +131,13 @@ class Generative(Method):
 
     def code(self, item: int) -> list[str] | None:
         return self.index.strings(item)
+
+    def item_vectors(self) -> dict[str, np.ndarray]:
+        """The mean of the input embeddings of each item's code tokens."""
+        table = self.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+        ids = self.items.ids
+        real = (ids >= 0)[..., None]
+        return {"items": (table[np.maximum(ids, 0)] * real).sum(1) / real.sum(1)}
 
     def parameters(self) -> tuple[int, int]:
         return count_parameters(self.model)

@@ -273,5 +273,9 @@ class TrainedScorer(Scorer):
         self._build(train, context)
         load_weights(self.model, folder)
 
+    def item_vectors(self) -> dict[str, np.ndarray]:
+        table = self.model.item_table()
+        return {"items": table.detach().float().cpu().numpy()}
+
     def parameters(self) -> tuple[int, int]:
         return count_parameters(self.model)

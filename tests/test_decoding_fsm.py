@@ -6,16 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from genrec_bench.methods.decoding import beam, fsm
-from genrec_bench.methods.decoding.beam import beam_search
-from genrec_bench.methods.decoding.fsm import Logits, Probabilities, RankableFSM
-from genrec_bench.methods.decoding.ranking import decode, decode_each, rank_items
-from genrec_bench.methods.decoding.trie import ItemTrie
-from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
-from tests.decoding_reference import (
+from conftest import ROOT
+from decoding_reference import (
     END_ID,
     Bag,
     dict_trie,
@@ -25,6 +17,16 @@ from tests.decoding_reference import (
     token_ids,
     vocabulary_size,
 )  # fmt: skip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec_bench.methods.decoding import beam, fsm
+from genrec_bench.methods.decoding.beam import beam_search
+from genrec_bench.methods.decoding.fsm import Logits, Probabilities, RankableFSM
+from genrec_bench.methods.decoding.ranking import decode, decode_each, rank_items
+from genrec_bench.methods.decoding.tokens import Prompt
+from genrec_bench.methods.decoding.trie import ItemTrie
+from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 
 ROWS = 3
 
@@ -297,3 +299,49 @@ def test_a_step_shows_the_hook_what_its_logits_are_made_of():
     for step in seen:
         of_level = step.model.logits(step.hidden, ids[step.level])
         torch.testing.assert_close(of_level.gather(-1, step.codes)[step.real], step.logits[step.real])
+
+
+class Table:
+    """A `TokenModel` of five tokens (a0, a1, b0, b1, end) with the logits of docs/methods/agrec.md."""
+
+    vocabulary_size = 5
+    first, last = (1.0, 0.6, -4, -4, -4), (-2, -2, -2, -2, 3.0)
+    after = ((-4, -4, 0.5, 0.5, -4), (-4, -4, 2.2, 0, -4), last, last)
+
+    def start(self, prompt, room):
+        return torch.tensor([self.first]), None
+
+    def extend(self, state, tokens, depth, visible):
+        return torch.tensor([[self.after[token] for token in tokens[0].tolist()]])
+
+    def rewind(self, state): ...
+
+    def logits(self, hidden, tokens):
+        return hidden if tokens is None else hidden[..., tokens]
+
+
+def test_the_worked_example_of_the_docs():
+    page = (ROOT / "docs" / "methods" / "agrec.md").read_text()
+    index = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), level_tokens([2, 2]))
+    ids, prompt = [torch.tensor([0, 1]), torch.tensor([2, 3])], Prompt(torch.zeros(1, 1, dtype=torch.int64))
+    ended = ItemIndex(np.pad(index.codes, ((0, 0), (0, 1))), (*index.tokens, ("<end>",)))
+    suggested = np.array([[3, 1]]), np.array([[2.0, 1.0]])
+
+    def answer(of, token_ids, hook, normalise):
+        trie = ItemTrie.from_index(of)
+        beams = beam_search(Table(), prompt, trie, token_ids, 4, normalise=normalise, hook=hook and hook(trie))
+        items, scores = (found[0].tolist() for found in rank_items(beams, trie, 4))
+        return [("ABCD"[item], f"{math.exp(score):.3f}") for item, score in zip(items, scores, strict=True)]
+
+    alone = answer(index, ids, None, "trie")
+    assert alone == [("C", "0.361"), ("A", "0.299"), ("B", "0.299"), ("D", "0.040")]
+    assert "it ranks C (0.361), A and B (0.299 each), D (0.040)" in page
+    paper = answer(index, ids, lambda trie: Probabilities(RankableFSM(trie, *suggested), 0.5), "trie")
+    official = answer(
+        ended, [*ids, torch.tensor([4])], lambda trie: Logits(RankableFSM(trie, *suggested), 0.5, ids), "level"
+    )
+    text = " ".join(page.split())
+    for found in (paper, official):
+        assert ", ".join(f"{item} ({score})" for item, score in found) in text
+    assert paper[0][0] == "D"
+    assert official[0][0] == "C"
