@@ -23,11 +23,14 @@ BUILT_IN = {
     "lc_rec": "genrec_bench.methods.lc_rec:LCRec",
     "letter_lc_rec": "genrec_bench.methods.letter_lc_rec:LetterLCRec",
     "letter_tiger": "genrec_bench.methods.letter_tiger:LetterTiger",
+    "lightgcn": "genrec_bench.methods.encoders.lightgcn:LightGCN",
     "markov": "genrec_bench.methods.markov:Markov",
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",
     "sasrec": "genrec_bench.methods.sasrec:SASRec",
+    "sgl": "genrec_bench.methods.encoders.sgl:SGL",
     "tiger": "genrec_bench.methods.tiger:Tiger",
+    "xsimgcl": "genrec_bench.methods.encoders.xsimgcl:XSimGCL",
 }
 ENTRY_POINT_GROUP = "genrec_bench.methods"
 
