@@ -5,8 +5,8 @@
 ``epoch`` (default): LightGCN, 64 wide, 3 layers, batches of 2,048 triples. The rival is what common repositories write:
 a COO matrix, ``torch.sparse.mm`` with autograd, all layers stacked and averaged, embeddings looked up for the L2 part,
 plain Adam. Same sampler, same triples, same start; they take turns, an epoch each (or its first ``--steps``), and the
-medians of ``--repeats`` turns count. "CPU s" is processor time of all threads: on a busy machine look at that. Ours also
-on its other back ends (dgl where it is installed). "mean loss" shows that all learn the same. Target: at least twice as
+medians of ``--repeats`` turns count. "CPU s" is processor time of all threads: read that on a busy machine. Ours also on
+its other back ends (dgl where it is installed). "mean loss" shows that all learn the same. Target: at least twice as
 fast as the rival.
 
 ``best``: each encoder of ``--methods`` with its defaults, trained until validation stops improving: seconds (training

@@ -37,7 +37,7 @@ class SGLConfig(GraphConfig):
     augmentation: Augmentation = "edge_drop"
     rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # of edges or nodes dropped; with 0 both views were the same
     temperature: PositiveFloat = 0.2
-    weight: NonNegativeFloat = 0.1  # of the agreement, lambda_1 in the paper
+    weight: NonNegativeFloat = 0.01  # of the agreement, lambda_1 in the paper
     negatives: Literal["all", "batch"] = "batch"
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
@@ -45,7 +45,7 @@ class SGLConfig(GraphConfig):
         "augmentation": ["edge_drop", "node_drop", "random_walk"],
         "rate": [0.1, 0.2, 0.3],
         "temperature": [0.1, 0.2, 0.5],
-        "weight": [0.01, 0.05, 0.1, 0.5],
+        "weight": [0.003, 0.01, 0.03, 0.1],
     }
 
 

@@ -30,14 +30,14 @@ class XSimGCLConfig(GraphConfig):
     eps: NonNegativeFloat = 0.2  # length of each layer's noise
     contrast_layer: PositiveInt = 1  # the layer that the mean of all is compared with
     temperature: PositiveFloat = 0.15
-    weight: NonNegativeFloat = 0.2  # of the agreement, lambda in the paper
+    weight: NonNegativeFloat = 0.01  # of the agreement, lambda in the paper
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         **GraphConfig.search_space,
         "layers": [2, 3],
         "eps": [0.05, 0.1, 0.2],
         "temperature": [0.1, 0.15, 0.2],
-        "weight": [0.01, 0.05, 0.1, 0.2],
+        "weight": [0.003, 0.01, 0.05, 0.2],
     }
 
     @model_validator(mode="after")
