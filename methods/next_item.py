@@ -149,6 +149,8 @@ def train_epochs(
         loss = _epoch(model, optimiser, step_losses(rng), progress, average, averaging)
         trained = time.monotonic()
         current = _copy(model)
+        if not averaging:
+            average = current
         model.load_state_dict(average)
         model.eval()
         score = context.validate(method, users=validation_users)
@@ -194,7 +196,8 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         progress.steps += 1
-        _follow(average, model, averaging, progress.steps)
+        if averaging:
+            _follow(average, model, averaging, progress.steps)
         taken.append(loss.detach())
     return float(torch.stack(taken).mean()) if taken else 0.0
 

@@ -29,7 +29,9 @@ BUILT_IN = {
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",
     "sasrec": "genrec_bench.methods.sasrec:SASRec",
+    "sgl": "genrec_bench.methods.encoders.sgl:SGL",
     "tiger": "genrec_bench.methods.tiger:Tiger",
+    "xsimgcl": "genrec_bench.methods.encoders.xsimgcl:XSimGCL",
 }
 ENTRY_POINT_GROUP = "genrec_bench.methods"
 

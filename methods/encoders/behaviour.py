@@ -1,7 +1,7 @@
 """Behaviour vectors of items: what users did with them, learned from training interactions alone.
 
 The item table of a recommender: sequential (LETTER uses SASRec, 32 wide), DIN (EAGER-LLM's, 64 wide) or on the graph
-(LightGCN); or a truncated SVD in seconds.
+(LightGCN, SGL, XSimGCL); or a truncated SVD in seconds.
 
 An index is made before a method is trained, so nothing held out may shape it, the validation items included: the
 recommender's number of epochs is chosen on the last TRAINING item of each user; then it learns anew from all training
@@ -9,9 +9,9 @@ interactions for that many epochs, since an item may occur as somebody's last on
 
 Epochs are chosen by the likelihood of that item. DIN's logits estimate log p(item | history) up to a constant (its
 negatives are uniform), so the softmax over items is a likelihood for it too, and no second criterion is needed.
-LightGCN is chosen by how often the item is among the ten best of those that the user has not touched: its scores of
-touched items rise without bound, and even among the others likelihood turns after 25 epochs on MovieLens-100K, where
-the ranking improves until about 50.
+Graph encoders are chosen by how often the item is among the ten best of those that the user has not touched:
+LightGCN's scores of touched items rise without bound, and even among the others likelihood turns after 25 epochs on
+MovieLens-100K, where the ranking improves until about 50.
 
 An item that nobody touched in training keeps a random vector, moved only as a negative (zero with the SVD):
 see `with_cold_items`.
@@ -20,7 +20,7 @@ see `with_cold_items`.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from genrec_bench.methods.artefacts import canonical_hash
 from genrec_bench.methods.base import Context, Method, MethodConfig
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.encoders.lightgcn import LightGCN
+from genrec_bench.methods.encoders.sgl import SGL
+from genrec_bench.methods.encoders.xsimgcl import XSimGCL
 from genrec_bench.methods.scoring import Scorer
 
 VERSION = 1  # of this stage: raise it when the same interactions and config give other vectors
@@ -46,7 +48,7 @@ QUICK: dict[str, Any] = {"epochs": 60, "patience": 3, "learning_rate": 3e-3, "dr
 # Amazon Beauty: best after 4 epochs (219 s, most of it spent on likelihood, hence the sample of users).
 DIN_QUICK: dict[str, Any] = {"epochs": 30, "patience": 3, "validation_users": 500}
 # Ten times the paper's learning rate. MovieLens-100K: best after some tens of epochs; Amazon Beauty: after 7 (199 s).
-LIGHTGCN_QUICK: dict[str, Any] = {"epochs": 100, "patience": 10, "learning_rate": 1e-2}
+GRAPH_QUICK: dict[str, Any] = {"epochs": 100, "patience": 10, "learning_rate": 1e-2}
 ROWS = 256  # histories or items compared with the catalogue at a time
 
 
@@ -111,16 +113,28 @@ def _sequential(name: str, defaults: Mapping[str, Any], dim: int, settings: Mapp
     return _learned(registry.get(name), config, likelihood)
 
 
-def _lightgcn(dim: int, settings: Mapping[str, Any]) -> Encoder:
-    config = registry.checked("lightgcn", LightGCN.Config, {"dim": dim, **LIGHTGCN_QUICK, **settings})
-    return _learned(LightGCN, config, hit_share)
+class _LightGCN(LightGCN):
+    """Propagates as the indices of old records did: the faster product sums in another order, moving last bits."""
+
+    backend = "sparse"
 
 
-def _learned(method: type[Method], config: MethodConfig, judge: Judge) -> Encoder:
+def _graph(name: str, method: type[Method], dim: int, settings: Mapping[str, Any]) -> Encoder:
+    """The item table of a graph encoder. Users are asked as they were learned, by their number."""
+    if "test_edges" in settings:
+        raise InputError(f"Behaviour vectors by {name} are learned with test_edges=train: it cannot be set")
+    config = registry.checked(name, method.Config, {"dim": dim, **GRAPH_QUICK, "test_edges": "train", **settings})
+    return _learned(method, config, hit_share, {"test_edges"})
+
+
+def _learned(method: type[Method], config: MethodConfig, judge: Judge, fixed: Set[str] = frozenset()) -> Encoder:
+    """``fixed`` are settings that have one value here, so that the key need not tell it."""
+
     def build(train: TrainView, context: Context, folder: Path) -> np.ndarray:
         return _item_table(method, config, judge, train, context, folder)
 
-    return Encoder({**config.model_dump(mode="json"), "method_version": method.version}, build)
+    settings = config.model_dump(mode="json", exclude=set(fixed))
+    return Encoder({**settings, "method_version": method.version}, build)
 
 
 def _svd(dim: int, settings: Mapping[str, Any]) -> Encoder:
@@ -133,9 +147,11 @@ def _svd(dim: int, settings: Mapping[str, Any]) -> Encoder:
 ENCODERS: dict[str, Callable[[int, Mapping[str, Any]], Encoder]] = {
     "din": partial(_sequential, "din", DIN_QUICK),
     "gru4rec": partial(_sequential, "gru4rec", QUICK),
-    "lightgcn": _lightgcn,
+    "lightgcn": partial(_graph, "lightgcn", _LightGCN),
     "sasrec": partial(_sequential, "sasrec", {**QUICK, "hidden_dropout": 0.2}),
+    "sgl": partial(_graph, "sgl", SGL),
     "svd": _svd,
+    "xsimgcl": partial(_graph, "xsimgcl", XSimGCL),
 }
 
 
@@ -273,9 +289,10 @@ class _Journal:
         """A context to train in, validated by ``score``, which is noted here; its checkpoint is in ``folder``."""
 
         def log(**values: Any) -> None:
-            self.scores[str(values["epoch"])] = values["validation"]
-            self._write()
-            self._context.log(stage=f"behaviour_vectors:{self._path.stem}", **values)
+            if "epoch" in values:
+                self.scores[str(values["epoch"])] = values["validation"]
+                self._write()
+            self._context.log(**{**values, "stage": f"behaviour_vectors:{self._path.stem}"})
 
         def validate(method: Method, users: int = 0) -> float:
             return score(method, users)
