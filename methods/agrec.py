@@ -143,7 +143,7 @@ class AGRec(Method):
             self.alpha = self._tuned(context) if config.alpha is None else config.alpha
             silent = train.num_users - int((train.sequences.lengths > 0).sum())
             unknown = int((~self.known).sum())
-            context.log(stage="graph", alpha=self.alpha, users_without_graph=silent, items_without_graph=unknown)
+            context.log(stage="mixture", alpha=self.alpha, users_without_graph=silent, items_without_graph=unknown)
 
     def recommend(self, histories: Histories, k: int) -> Ranking:
         return self.rankings(histories, k, [self.alpha])[0]

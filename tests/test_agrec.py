@@ -157,7 +157,7 @@ def test_an_item_without_training_interactions_is_never_suggested_and_both_kinds
     )
     method = kit.agrec(train=train, validate=lambda method, users=0: 0.5, alpha=0.5, n=40)
     assert gone not in method.suggestions(SPLIT.valid.histories)[0]
-    event = next(event for event in kit.events if event.get("stage") == "graph")
+    event = next(event for event in kit.events if event.get("stage") == "mixture")
     assert (event["users_without_graph"], event["items_without_graph"]) == (2, int((train.item_counts() == 0).sum()))
 
 

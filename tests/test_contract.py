@@ -59,7 +59,6 @@ TINY = {
         "n": 5,
         "alpha": 0.4,
     },
-    "lightgcn": {"dim": 8, "epochs": 5},
     "din": {"dim": 8, "hidden": [8, 4], "epochs": 5, "max_length": 8},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},
