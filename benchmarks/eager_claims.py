@@ -1,0 +1,73 @@
+"""EAGER-LLM's claims against the committed records: each step of the ladder, each mode of the index, and the floor.
+
+    .venv/bin/python benchmarks/eager_claims.py [--results results] [--dataset ml-100k] [--keep-seen]
+
+Paired over users, seeds averaged per user first; Holm's correction over all claims that the records can judge.
+"""
+
+import argparse
+from pathlib import Path
+
+from tabulate import tabulate
+
+from genrec_bench.benchmark import leaderboard, statistics
+from genrec_bench.benchmark.compare import compare
+from genrec_bench.datasets.errors import InputError
+
+CLAIMS = (
+    ("two sources (DKI) beat a random index", "eager_llm unit", "eager_llm random"),
+    ("the contrast (GCT) helps", "eager_llm unit+GCT", "eager_llm unit"),
+    ("the adapter (AAT) helps", "eager_llm unit+GCT+AAT", "eager_llm unit+GCT"),
+    ("the whole beats a random index", "eager_llm unit+GCT+AAT", "eager_llm random"),
+    ("unit beats semantic", "eager_llm unit", "eager_llm semantic"),
+    ("unit beats behavior", "eager_llm unit", "eager_llm behavior"),
+    ("semantic beats random", "eager_llm semantic", "eager_llm random"),
+    ("behavior beats random", "eager_llm behavior", "eager_llm random"),
+    ("the whole beats tiger-decoder", "eager_llm unit+GCT+AAT", "tiger-decoder"),
+    ("the whole beats sasrec", "eager_llm unit+GCT+AAT", "sasrec"),
+    ("the whole beats markov", "eager_llm unit+GCT+AAT", "markov"),
+    ("a random index beats markov", "eager_llm random", "markov"),
+    ("din beats markov", "din", "markov"),
+)
+METRIC = "ndcg@10"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--keep-seen", action="store_true", help="the records that keep seen items")
+    arguments = parser.parse_args()
+    found, _, load_ranks = leaderboard.load(arguments.results)
+    wanted = [
+        record
+        for record in found
+        if record.dataset.name == arguments.dataset
+        and record.protocol.name == "full"
+        and record.protocol.mask_seen != arguments.keep_seen
+    ]
+    judged, absent = [], []
+    for claim, a, b in CLAIMS:
+        try:
+            (row,) = (row for row in compare(wanted, a, b, load_ranks) if row.metric == METRIC)
+        except InputError:
+            absent.append(claim)
+            continue
+        judged.append((claim, row))
+    corrected = statistics.holm([row.t_test for _, row in judged])
+    rows = []
+    for (claim, row), p in zip(judged, corrected, strict=True):
+        better = "holds" if row.difference.mean > 0 else "the reverse holds"
+        verdict = better if p < statistics.SIGNIFICANCE else "not shown"
+        low, high = row.difference.low, row.difference.high
+        spread = f"{row.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        rows.append([claim, *(f"{mean:.4f}" for mean in row.means), spread, f"{p:.4f}", verdict])
+    heads = ["claim", "a", "b", "a - b, NDCG@10", "p (Holm)", ""]
+    print(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
+    if absent:
+        print(f"no records for: {'; '.join(absent)}")
+
+
+if __name__ == "__main__":
+    main()
