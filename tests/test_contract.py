@@ -50,6 +50,7 @@ TINY = {
         "cit": {"reconstruction": 20, "preference": 20},
         "aat": {"learning_rate": 0.01},
     },
+    **{name: {"dim": 8, "epochs": 5, "batch_size": 512} for name in ("lightgcn", "sgl", "xsimgcl")},
     "din": {"dim": 8, "hidden": [8, 4], "epochs": 5, "max_length": 8},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},
