@@ -4,9 +4,9 @@
 
 ``epoch`` (default): LightGCN, 64 wide, 3 layers, batches of 2,048 triples. The rival is what common repositories write:
 a COO matrix, ``torch.sparse.mm`` with autograd, all layers stacked and averaged, embeddings looked up for the L2 part,
-plain Adam. Same sampler, same triples, same start; they take turns, an epoch each (or its first ``--steps``), and the
-medians of ``--repeats`` turns count. "CPU s" is processor time of all threads: read that on a busy machine. Ours also on
-its other back ends (dgl where it is installed). "mean loss" shows that all learn the same. Target: at least twice as
+plain Adam. Same sampler, same triples, same start; they take turns, an epoch each (or ``--steps`` of it), and the
+medians of ``--repeats`` turns count. "CPU s" is processor time of all threads: read that on a busy machine. Ours also
+on its other back ends (dgl where it is installed). "mean loss" shows that all learn the same. Target: at least twice as
 fast as the rival.
 
 ``best``: each encoder of ``--methods`` with its defaults, trained until validation stops improving: seconds (training
@@ -121,9 +121,8 @@ def compare_epochs(train: TrainView, repeats: int, steps: int | None) -> None:
         for name, (wall, cpu, _) in seconds.items()
     ]
     headers = ["LightGCN", "s an epoch", "times faster", "CPU s", "times less", "mean loss, last epoch"]
-    print(
-        f"{train.num_users:,} users, {train.num_items:,} items, {sampler.edges.shape[1]:,} edges, {steps or 'all'} steps"
-    )
+    size = f"{train.num_users:,} users, {train.num_items:,} items, {sampler.edges.shape[1]:,} edges"
+    print(f"{size}, {steps or 'all'} steps an epoch")
     print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".2f", ".2f", ".6f")))
 
 

@@ -27,7 +27,7 @@ QUICK = {"epochs": 3, "max_length": 8, "batch_positions": 100}
 SETTINGS = {
     "din": {**QUICK, "hidden": [8, 4]},
     "gru4rec": QUICK,
-    "lightgcn": {"epochs": 3, "batch_size": 100},
+    **{name: {"epochs": 3, "batch_size": 100} for name in ("lightgcn", "sgl", "xsimgcl")},
     "sasrec": QUICK,
     "svd": {},
 }
@@ -94,7 +94,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "din", "lightgcn"])
+@pytest.mark.parametrize("kind", ["sasrec", "din", "lightgcn", "xsimgcl"])
 @pytest.mark.parametrize("stage", ["part", "all"])
 def test_a_kill_changes_nothing(view, make_context, stage, kind, monkeypatch):
     """Stopped in the choice of epochs or in the training on all: the same vectors, and finished parts stay finished."""
@@ -230,6 +230,7 @@ def test_users_with_one_item_are_enough(kind, make_context):
         ({"kind": "din", "settings": {"epoch": 3}}, "Unknown setting of din 'epoch'. Did you mean: epochs"),
         ({"kind": "lightgcn", "settings": {"layer": 3}}, "Unknown setting of lightgcn 'layer'. Did you mean: layers"),
         ({"kind": "lightgcn", "settings": {"layers": 0}}, "lightgcn.layers = 0"),
+        ({"kind": "sgl", "settings": {"test_edges": "train+valid"}}, "sgl are learned with test_edges=train"),
         ({"kind": "svd", "settings": {"epochs": 3}}, "svd have no settings"),
         ({"dim": 7}, "heads=2 must divide dim=7"),
     ],

@@ -289,10 +289,11 @@ class _Journal:
         """A context to train in, validated by ``score``, which is noted here; its checkpoint is in ``folder``."""
 
         def log(**values: Any) -> None:
-            if "epoch" in values:
-                self.scores[str(values["epoch"])] = values["validation"]
-                self._write()
-            self._context.log(**{**values, "stage": f"behaviour_vectors:{self._path.stem}"})
+            if "epoch" not in values:  # facts of the graph
+                return
+            self.scores[str(values["epoch"])] = values["validation"]
+            self._write()
+            self._context.log(stage=f"behaviour_vectors:{self._path.stem}", **values)
 
         def validate(method: Method, users: int = 0) -> float:
             return score(method, users)
