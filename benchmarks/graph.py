@@ -172,29 +172,28 @@ class SomeSteps(LightGCN):
     steps: int | None = None
 
     def _step_losses(self, rng: np.random.Generator) -> Iterator[Tensor]:
-        self.started, self.times = time.perf_counter(), []
+        self.times: list[tuple[float, float]] = []  # wall and processor clock
         for loss in islice(super()._step_losses(rng), self.steps):
-            if not self.times:  # sampling, the first propagation
-                self.sampled = time.perf_counter() - self.started
             yield loss
-            self.times.append(time.perf_counter() - self.started)
+            self.times.append((time.perf_counter(), time.process_time()))
 
 
 def large(train: TrainView, layers: int, batch: int, steps: int | None) -> None:
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     method = SomeSteps(LightGCNConfig(dim=64, layers=layers, batch_size=batch, epochs=1))
     method.steps = steps
     with tempfile.TemporaryDirectory() as folder:
         method.fit(train, context_of(lambda method, users=0: 0.0, folder))
-    spent = time.perf_counter() - started
+    spent, spent_cpu = time.perf_counter() - started, time.process_time() - started_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     edges = method.model.edges.shape[1]
     wanted, done = -(-edges // batch), len(method.times)
-    a_step = (method.times[-1] - method.times[0]) / max(done - 1, 1)
+    a_step, a_step_cpu = np.subtract(method.times[-1], method.times[0]) / max(done - 1, 1)
     print(f"{train.num_users:,} users, {train.num_items:,} items, {edges:,} edges, 64 wide, {layers} layers")
-    print(f"{done} of {wanted} steps of {batch:,} triples, {a_step:.1f} s each; {spent:.0f} s in all")
-    if done < wanted:
-        print(f"an epoch: {spent + (wanted - done) * a_step:.0f} s, extrapolated")
+    print(f"{done} of {wanted} steps of {batch:,} triples, {a_step:.1f} s each (CPU {a_step_cpu:.1f} s)")
+    left = wanted - done
+    print(f"an epoch{', extrapolated' if left else ''}: {spent + left * a_step:.0f} s", end=" ")
+    print(f"(CPU {spent_cpu + left * a_step_cpu:.0f} s), graph and sampling included")
     print(f"peak memory {peak:.2f} GiB")
 
 
