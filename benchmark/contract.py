@@ -350,6 +350,6 @@ def _equal_picks(first: Ranking | Choice, second: Ranking | Choice, what: str) -
     rows = first.picked != second.picked
     if rows.any():
         raise ContractBroken(f"{what} pick other candidates for {int(rows.sum())} of {len(rows)} histories")
-    scores = [one.scores for one in (first, second) if one.scores is not None]
-    if len(scores) == 1 or (scores and not np.array_equal(*scores)):
+    given = [one.scores for one in (first, second) if one.scores is not None]
+    if len(given) == 1 or (given and not np.array_equal(given[0], given[1])):
         raise ContractBroken(f"{what} give different scores")

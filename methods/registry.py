@@ -23,6 +23,7 @@ BUILT_IN = {
     "lc_rec": "genrec_bench.methods.lc_rec:LCRec",
     "letter_lc_rec": "genrec_bench.methods.letter_lc_rec:LetterLCRec",
     "letter_tiger": "genrec_bench.methods.letter_tiger:LetterTiger",
+    "llm_api": "genrec_bench.methods.llm_api:LLMApi",
     "markov": "genrec_bench.methods.markov:Markov",
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",
