@@ -358,6 +358,21 @@ def test_from_cell_to_record_and_back_offline(api, stored, tmp_path, home, monke
     nowhere(Stub.KEY, home)
 
 
+def test_a_key_that_is_set_later_reaches_the_cells(api, stored, tmp_path, monkeypatch, command):
+    """The server that cells are forked from was started without it."""
+    asked = ["run", "--method", "llm_api", "--dataset", stored, "--protocol", "cand20", "--results", tmp_path]
+    monkeypatch.delenv("GENREC_BENCH_API_KEY")
+    _, out, _ = command(*asked, "--quiet")
+    (failure,), _ = records.read_failures(tmp_path)
+    assert failure.reason.startswith("llm_api: no key: set $GENREC_BENCH_API_KEY")
+    assert "no key" in out
+    monkeypatch.setenv("GENREC_BENCH_API_KEY", Stub.KEY)
+    assert command(*asked, "--quiet")[0] == 0
+    assert len(records.read_all(tmp_path)[0]) == 1
+    assert records.read_failures(tmp_path) == ([], [])
+    nowhere(Stub.KEY, tmp_path)
+
+
 def test_a_cell_without_answers_says_why(api, stored, tmp_path):
     api.fault = lambda prompt, attempt: "401"
     with pytest.raises(MethodFault, match=r"^llm_api: http://127.*: the key is refused: HTTP 401 .* 0 of 6 answers"):
