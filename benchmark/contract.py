@@ -2,7 +2,8 @@
 
     genrec-bench check my_method.py
 
-The same checks run over our own methods in tests/test_contract.py.
+The same checks run over our own methods in tests/test_contract.py. A method that only picks among candidates is asked
+under the candidate protocol instead of the full one.
 """
 
 import gc
@@ -27,7 +28,7 @@ from genrec_bench.datasets.interactions import Histories, InteractionData, Train
 from genrec_bench.datasets.splits import HeldOut, Split
 from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import ArtefactCache
-from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
+from genrec_bench.methods.base import Choice, Context, Method, MethodConfig, Ranking
 from genrec_bench.methods.checkpoint import Checkpoint
 
 K = 10
@@ -43,6 +44,24 @@ class _Killed(BaseException):
     """Stands for a kill in the middle of training."""
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Histories, and (B, C) candidates where the method picks among some; no target."""
+
+    histories: Histories
+    candidates: np.ndarray | None
+
+    def select(self, rows: np.ndarray | slice) -> "Questions":
+        """The given rows, in the given order."""
+        return Questions(self.histories.select(rows), None if self.candidates is None else self.candidates[rows])
+
+    def put(self, method: Method) -> Ranking | Choice:
+        """What the method answers."""
+        if self.candidates is None:
+            return method.recommend(self.histories, K)
+        return method.choose(self.histories, self.candidates.copy())
+
+
 @dataclass
 class Bench:
     """A method class, the data it is tried on, and a folder that is thrown away."""
@@ -52,6 +71,15 @@ class Bench:
     data: InteractionData
     folder: Path
     number: int = 0
+
+    @property
+    def rules(self) -> ProtocolRules:
+        """The protocol under which the method is asked."""
+        return Full() if self.cls.full_protocol() else Cand20()
+
+    def split(self) -> Split:
+        """The data under those rules, made anew."""
+        return self.rules.split(self.data)
 
     def context(self, split: Split, kill_after: int | None = None, folder: Path | None = None) -> Context:
         """A context on the CPU; ``kill_after`` validations the process "dies"."""
@@ -160,8 +188,9 @@ def check_method(cls: type[Method], name: str, say: Callable[[str], None], confi
 
 def _checks(bench: Bench) -> Iterator[tuple[str, Callable[[Bench], None]]]:
     yield "unknown config keys are rejected", _rejects_unknown_keys
-    yield "k unique valid items for every history", _valid_answers
-    yield "seen items are left out when the protocol masks them", _masks_seen
+    if bench.cls.full_protocol():
+        yield "k unique valid items for every history", _valid_answers
+        yield "seen items are left out when the protocol masks them", _masks_seen
     yield "same seed, same answer", _same_seed
     yield "answers do not depend on the other rows", _rows_independent
     yield "no held-out item reaches fit (poisoned targets change nothing)", _no_held_out
@@ -195,19 +224,30 @@ def _masks_seen(bench: Bench) -> None:
     evaluate(bench.fitted(split), split.test, Full(mask_seen=True), bench.data.num_items)
 
 
+def _questions(held_out: HeldOut) -> Questions:
+    return Questions(held_out.histories, held_out.candidates)
+
+
 def _same_seed(bench: Bench) -> None:
-    split = Full().split(bench.data)
-    first, second = (bench.fitted(split).recommend(split.test.histories, K) for _ in range(2))
+    split = bench.split()
+    asked = _questions(split.test)
+    first, second = (asked.put(bench.fitted(split)) for _ in range(2))
     _equal(first, second, "two trainings with the same seed")
 
 
 def _rows_independent(bench: Bench) -> None:
-    split = Full().split(bench.data)
-    method, histories = bench.fitted(split), split.test.histories
-    together = method.recommend(histories, K)
-    backwards = np.arange(len(histories))[::-1]
-    alone = method.recommend(histories.select(backwards[:40]), K)
-    difference = np.abs(together.scores[backwards[:40]] - alone.scores)
+    split = bench.split()
+    method, asked = bench.fitted(split), _questions(split.test)
+    together = asked.put(method)
+    backwards = np.arange(len(asked.histories))[::-1][:40]
+    alone = asked.select(backwards).put(method)
+    if isinstance(together, Choice) and isinstance(alone, Choice):
+        changed = int((together.picked[backwards] != alone.picked).sum())
+        if changed and alone.scores is None:  # scores that are nearly tied may change their order
+            raise ContractBroken(f"{changed} of {len(backwards)} picks change when they are asked in another batch")
+    if together.scores is None or alone.scores is None:
+        return
+    difference = np.abs(together.scores[backwards] - alone.scores)
     difference = difference[np.isfinite(difference)]
     largest = np.abs(alone.scores[np.isfinite(alone.scores)]).max(initial=1.0)
     if difference.size and difference.max() > SCORE_TOLERANCE * largest:
@@ -215,25 +255,28 @@ def _rows_independent(bench: Bench) -> None:
 
 
 def _no_held_out(bench: Bench) -> None:
-    histories = Full().split(bench.data).train.sequences
+    split = bench.split()
+    # Candidates are drawn around the target, so they are those of before the poison, asked with a history they fit.
+    full = bench.cls.full_protocol()
+    asked = Questions(split.train.sequences, None) if full else _questions(split.test)
+    del split
     gc.collect()  # no split of an earlier training is left: a digger finds this one's held-out items or none
-    first = _fit_and_rank(bench, histories)
-    with poisoned(bench.data):
-        second = _fit_and_rank(bench, histories)
+    first = _fit_and_ask(bench, asked)
+    with poisoned(bench.data, bench.rules):
+        second = _fit_and_ask(bench, asked)
     _equal(first, second, "trainings that differ in held-out items only")
 
 
-def _fit_and_rank(bench: Bench, histories: Histories) -> Ranking:
+def _fit_and_ask(bench: Bench, asked: Questions) -> Ranking | Choice:
     """Fit with held-out items in reach of a method that digs for them (frames, garbage collector)."""
-    split = Full().split(bench.data)
-    return bench.fitted(split).recommend(histories, K)
+    split = bench.split()
+    return asked.put(bench.fitted(split))
 
 
 @contextmanager
-def poisoned(data: InteractionData) -> Iterator[None]:
+def poisoned(data: InteractionData, rules: ProtocolRules | None = None) -> Iterator[None]:
     """The same training part, other validation and test items; in place, so that the true ones are nowhere to find."""
-    items, ends = data.sequences.items, data.sequences.offsets[1:]
-    held_out = np.concatenate([ends - 1, ends - 2])
+    items, held_out = data.sequences.items, _held_out_positions(data, rules or Full())
     items[held_out] = (items[held_out] + data.num_items // 2) % data.num_items
     try:
         yield
@@ -241,8 +284,17 @@ def poisoned(data: InteractionData) -> Iterator[None]:
         items[held_out] = (items[held_out] - data.num_items // 2) % data.num_items
 
 
+def _held_out_positions(data: InteractionData, rules: ProtocolRules) -> np.ndarray:
+    """Where in the sequences the targets stand."""
+    last = data.sequences.offsets[1:] - 1
+    if isinstance(rules, Full):
+        return np.concatenate([last, last - 1])
+    split = rules.split(data)
+    return last[np.concatenate([split.valid.histories.users, split.test.histories.users])]
+
+
 def _save_load(bench: Bench) -> None:
-    split = Full().split(bench.data)
+    split = bench.split()
     method = bench.fitted(split)
     folder = bench.folder / "saved"
     folder.mkdir()
@@ -252,12 +304,12 @@ def _save_load(bench: Bench) -> None:
         raise ContractBroken(f"save wrote a pickle ({pickles[0]}): use safetensors, npz or JSON")
     loaded = bench.cls(bench.config)
     loaded.load(folder, split.train, bench.context(split))
-    histories = split.test.histories
-    _equal(method.recommend(histories, K), loaded.recommend(histories, K), "the saved and the loaded method")
+    asked = _questions(split.test)
+    _equal(asked.put(method), asked.put(loaded), "the saved and the loaded method")
 
 
 def _resumes(bench: Bench) -> None:
-    split = Full().split(bench.data)
+    split = bench.split()
     undisturbed = bench.fitted(split)
     folder = bench.folder / "killed"
     for kill_after in (1, 2):
@@ -266,10 +318,8 @@ def _resumes(bench: Bench) -> None:
         except _Killed:
             continue
     resumed = bench.fitted(split, bench.context(split, folder=folder))
-    histories = split.test.histories
-    _equal(
-        undisturbed.recommend(histories, K), resumed.recommend(histories, K), "an undisturbed and a resumed training"
-    )
+    asked = _questions(split.test)
+    _equal(asked.put(undisturbed), asked.put(resumed), "an undisturbed and a resumed training")
 
 
 def _candidates(bench: Bench) -> None:
@@ -283,9 +333,23 @@ def _candidates(bench: Bench) -> None:
         raise ContractBroken("two trainings with the same seed pick other candidates")
 
 
-def _equal(first: Ranking, second: Ranking, what: str) -> None:
+def _equal(first: Ranking | Choice, second: Ranking | Choice, what: str) -> None:
+    if isinstance(first, Choice) or isinstance(second, Choice):
+        _equal_picks(first, second, what)
+        return
     rows = (first.items != second.items).any(1)
     if rows.any():
         raise ContractBroken(f"{what} give different lists for {int(rows.sum())} of {len(rows)} histories")
     if not np.array_equal(first.scores, second.scores):
+        raise ContractBroken(f"{what} give different scores")
+
+
+def _equal_picks(first: Ranking | Choice, second: Ranking | Choice, what: str) -> None:
+    assert isinstance(first, Choice)
+    assert isinstance(second, Choice)
+    rows = first.picked != second.picked
+    if rows.any():
+        raise ContractBroken(f"{what} pick other candidates for {int(rows.sum())} of {len(rows)} histories")
+    given = [one.scores for one in (first, second) if one.scores is not None]
+    if len(given) == 1 or (given and not np.array_equal(given[0], given[1])):
         raise ContractBroken(f"{what} give different scores")

@@ -12,8 +12,8 @@ def list_methods() -> str:
     rows = []
     for name in registry.names():
         cls = registry.get(name)
-        protocols = "full, cand20" if cls.candidate_protocol() else "full"
-        rows.append([name, cls.family, protocols, _first_line(cls.__doc__)])
+        protocols = [*["full"] * cls.full_protocol(), *["cand20"] * cls.candidate_protocol()]
+        rows.append([name, cls.family, ", ".join(protocols), _first_line(cls.__doc__)])
     return tabulate(rows, headers=["method", "family", "protocols", "what it is"])
 
 
@@ -24,7 +24,7 @@ def show_method(name: str) -> str:
     for key, field in cls.Config.model_fields.items():
         space = cls.Config.search_space.get(key)
         span = f"{space[0]:g} .. {space[1]:g} (log)" if isinstance(space, tuple) else ", ".join(map(str, space or []))
-        rows.append([key, _type(field.annotation), str(field.default), span])
+        rows.append([key, _type(field.annotation), str(field.get_default(call_default_factory=True)), span])
     table = tabulate(rows, headers=["key", "type", "default", "search"], disable_numparse=True)
     return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
 

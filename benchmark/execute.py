@@ -47,7 +47,7 @@ def run_id(cell: Cell, dataset_sha256: str) -> str:
         "method": cell.method,
         "version": registry.get(cell.method).version,
         "plugin": cell.plugin_sha256,
-        "config": cell.config.model_dump(mode="json"),
+        "config": cell.config.identity(),
         "seed": cell.seed,
         "tier": cell.scale,
     }

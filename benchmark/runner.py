@@ -145,7 +145,7 @@ class Grid:
             return True
         context = _process_context()
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (pickle.dumps(cell), self.results, store.home(), sender, self.threads, self.keep_models)
+        arguments = (pickle.dumps(cell), self.results, _environment(), sender, self.threads, self.keep_models)
         child = context.Process(target=_child, args=arguments)
         with _interrupts_held():
             child.start()
@@ -267,14 +267,24 @@ def _process_context() -> Any:
     return context
 
 
-def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, threads: int, keep_model: bool) -> None:
+def _environment() -> dict[str, str]:
+    """Our variables as they are now: the server that cells are forked from may know older ones, and no later ones."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith("GENREC_BENCH_")}
+    return {**ours, "GENREC_BENCH_HOME": str(store.home())}
+
+
+def _child(
+    pickled_cell: bytes, results: Path, environment: dict[str, str], sender: Connection, threads: int, keep_model: bool
+) -> None:
     """Body of a cell's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that whatever the method starts can be ended with it
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.environ["GENREC_BENCH_HOME"] = str(home)  # the server that this process was forked from may know an older one
+    for name in [name for name in os.environ if name.startswith("GENREC_BENCH_")]:
+        del os.environ[name]
+    os.environ.update(environment)
     try:
         cell = pickle.loads(pickled_cell)
         execute(cell, results, lambda event: sender.send(("event", event)), threads, keep_model)
@@ -285,7 +295,7 @@ def _child(pickled_cell: bytes, results: Path, home: Path, sender: Connection, t
     except InputError as error:
         sender.send(("input", str(error)))
     except OSError as error:  # the method's own are MethodFaults
-        sender.send(("input", f"Cannot work under {home}: {error}"))
+        sender.send(("input", f"Cannot work under {store.home()}: {error}"))
     else:
         sender.send(("done", None))
 

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from genrec_bench.benchmark.protocols import PROTOCOLS, ProtocolRules, protocol
 from genrec_bench.datasets.errors import InputError, unknown
 from genrec_bench.methods import registry
-from genrec_bench.methods.base import MethodConfig, Scale
+from genrec_bench.methods.artefacts import canonical_hash
+from genrec_bench.methods.base import Method, MethodConfig, Scale
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]  # as far as NumPy's generator goes
 
@@ -177,10 +178,14 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
         for protocol_name in suite.protocols
         for entry in suite.methods
         for seed in entry.seeds or suite.seeds
-        if protocol_name != "cand20" or registry.get(entry.method).candidate_protocol()
+        if _takes_part(registry.get(entry.method), protocol_name)
     ]
     _refuse_twins(found)
     return found
+
+
+def _takes_part(method: type[Method], protocol_name: str) -> bool:
+    return method.candidate_protocol() if protocol_name == "cand20" else method.full_protocol()
 
 
 def merged(*values: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +202,7 @@ def _refuse_twins(found: list[Cell]) -> None:
     """Two rows that are the same run under two names would share one record."""
     seen: dict[tuple[object, ...], str] = {}
     for cell in found:
-        key = (cell.method, cell.config.model_dump_json(), cell.dataset, cell.rules, cell.seed)
+        key = (cell.method, canonical_hash(cell.config.identity()), cell.dataset, cell.rules, cell.seed)
         if key in seen:
             raise InputError(
                 f"'{seen[key]}' and '{cell.label}' are the same run of {cell.method}: change a config value"

@@ -1,7 +1,7 @@
 """The method contract: what a recommender gets, what it must give, and nothing else.
 
-A method is a frozen config class and a class with ``fit`` and ``recommend``, and ``choose`` for the candidate protocol.
-It never computes a metric and never sees a held-out item; `genrec_bench.benchmark` measures.
+A method is a frozen config class and a class with ``fit`` and ``recommend``, or ``choose`` for the candidate
+protocol, or both. It never computes a metric and never sees a held-out item; `genrec_bench.benchmark` measures.
 """
 
 from abc import ABC, abstractmethod
@@ -27,11 +27,17 @@ class MethodConfig(BaseModel):
     """Base of every method's config: frozen, unknown keys rejected.
 
     ``search_space`` maps a field to the values a search may try: a list of choices, or a ``(low, high)`` pair of floats
-    that is sampled on a log scale.
+    that is sampled on a log scale. ``incidental`` names fields that change how an answer is come by, never the answer
+    (an address, a price, a number of tries): two runs that differ in them alone are the same run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {}
+    incidental: ClassVar[frozenset[str]] = frozenset()
+
+    def identity(self) -> dict[str, Any]:
+        """The plain values that determine a result."""
+        return self.model_dump(mode="json", exclude=set(self.incidental))
 
 
 @dataclass(frozen=True)
@@ -102,12 +108,13 @@ class Method(ABC):
     def fit(self, train: TrainView, context: Context) -> None:
         """Learn from ``train``. Select epochs and the like through ``context.validate(self)`` only."""
 
-    @abstractmethod
     def recommend(self, histories: Histories, k: int) -> Ranking:
         """The k best items for each history; items of the history are left out where ``histories.mask_seen``.
 
         A history that a person types belongs to a user whom nobody has seen: number ``num_users`` of the training view.
+        Only a method that has `choose` may do without: it takes part in the candidate protocol alone.
         """
+        raise NotImplementedError(f"{type(self).__name__} picks among candidates and does not rank the catalogue")
 
     def choose(self, histories: Histories, candidates: np.ndarray) -> Choice:
         """Pick one of ``candidates`` (B, C) int64 for each history. Optional: the candidate protocol asks for it."""
@@ -151,6 +158,11 @@ class Method(ABC):
     def parameters(self) -> tuple[int, int]:
         """Learned numbers in all, and those of them that training changed."""
         return 0, 0
+
+    @classmethod
+    def full_protocol(cls) -> bool:
+        """Whether this method can rank the whole catalogue; one that has neither answer is told so when it is asked."""
+        return cls.recommend is not Method.recommend or not cls.candidate_protocol()
 
     @classmethod
     def candidate_protocol(cls) -> bool:

@@ -25,6 +25,7 @@ BUILT_IN = {
     "letter_lc_rec": "genrec_bench.methods.letter_lc_rec:LetterLCRec",
     "letter_tiger": "genrec_bench.methods.letter_tiger:LetterTiger",
     "lightgcn": "genrec_bench.methods.encoders.lightgcn:LightGCN",
+    "llm_api": "genrec_bench.methods.llm_api:LLMApi",
     "markov": "genrec_bench.methods.markov:Markov",
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from api_stub import Stub
 from hypothesis import settings
 
 from genrec_bench.benchmark import cli
@@ -85,6 +86,17 @@ def make_histories(rows: Sequence[Sequence[int]], users: Sequence[int] | None = 
 def rows_of(histories: Histories) -> list[list[int]]:
     """The lists that `make_histories` would be given."""
     return [histories.row(b).tolist() for b in range(len(histories))]
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    """A local endpoint for language models, and the environment that names it."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("GENREC_BENCH_API_MODEL", "stub-1")
+    monkeypatch.setenv("GENREC_BENCH_API_KEY", Stub.KEY)
+    with Stub() as stub:
+        monkeypatch.setenv("GENREC_BENCH_API_URL", stub.url)
+        yield stub
 
 
 @pytest.fixture

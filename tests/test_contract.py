@@ -16,10 +16,10 @@ from genrec_bench.benchmark import contract
 from genrec_bench.benchmark.contract import check_method, check_methods
 from genrec_bench.datasets import synthetic
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.datasets.interactions import InteractionData
+from genrec_bench.datasets.interactions import Histories, InteractionData
 from genrec_bench.datasets.splits import HeldOut, Split, leave_one_out
 from genrec_bench.methods import registry
-from genrec_bench.methods.base import MethodConfig, Ranking
+from genrec_bench.methods.base import Choice, Method, MethodConfig, Ranking
 from genrec_bench.methods.popularity import Popularity
 from genrec_bench.methods.scoring import Scorer
 
@@ -74,12 +74,18 @@ KEYS, ANSWERS, MASK, SEED, ROWS = (
 HELD_OUT, LOAD, RESUME, CANDIDATES = "no held-out item", "a loaded method", "killed and resumed", "candidate protocol"
 
 
+def checks_of(cls):
+    return 6 + 2 * cls.full_protocol() + cls.candidate_protocol()
+
+
 @pytest.mark.parametrize("name", registry.BUILT_IN)
-def test_our_methods_keep_the_contract(name):
+def test_our_methods_keep_the_contract(name, request):
+    if name == "llm_api":
+        request.getfixturevalue("api")
     lines: list[str] = []
     passed = check_method(registry.get(name), name, lines.append, registry.configure(name, TINY.get(name, {})))
     assert passed, "\n".join(lines)
-    assert len(lines) == (10 if registry.get(name).candidate_protocol() else 9)
+    assert len(lines) == checks_of(registry.get(name)) + 1
     assert all(line.startswith("ok ") for line in lines[:-1])
     assert lines[-1].startswith(f"{name} passes the contract suite")
 
@@ -350,6 +356,54 @@ def test_a_method_that_resumes_well_passes():
     """The three that lose something differ from this one only in what they lose."""
     lines: list[str] = []
     assert check_method(Epochs, "epochs", lines.append), "\n".join(lines)
+
+
+class OnlyPicks(Method):
+    """The candidate that most took, and no ranking of the catalogue."""
+
+    def fit(self, train, context):
+        self.counts = train.item_counts().astype(np.float32)
+
+    def choose(self, histories, candidates):
+        return Choice(self.counts[candidates].argmax(1))
+
+    def save(self, folder):
+        np.save(folder / "counts.npy", self.counts)
+
+    def load(self, folder, train, context):
+        self.counts = np.load(folder / "counts.npy")
+
+
+class PicksWhatItDug(OnlyPicks):
+    def fit(self, train, context):
+        super().fit(train, context)
+        for held_out in _collected(HeldOut):
+            self.counts += 9 * np.bincount(held_out.targets, minlength=train.num_items)
+
+
+class PicksByBatch(OnlyPicks):
+    def choose(self, histories, candidates):
+        return Choice((super().choose(histories, candidates).picked + np.arange(len(candidates))) % 20)
+
+
+class PicksForgetfully(OnlyPicks):
+    def load(self, folder, train, context):
+        self.counts = np.zeros(train.num_items)
+
+
+def test_a_method_that_only_picks_is_asked_to_pick(tmp_path):
+    lines: list[str] = []
+    assert check_method(OnlyPicks, "picks", lines.append), "\n".join(lines)
+    assert len(lines) == checks_of(OnlyPicks) + 1 == 8
+    with pytest.raises(NotImplementedError, match="OnlyPicks picks among candidates and does not rank"):
+        OnlyPicks().recommend(Histories(np.array([0]), np.array([0, 0]), np.array([])), 3)
+
+
+@pytest.mark.parametrize(("cls", "check"), [(PicksWhatItDug, HELD_OUT), (PicksByBatch, ROWS), (PicksForgetfully, LOAD)])
+def test_broken_picks_are_caught(cls, check):
+    lines: list[str] = []
+    assert not check_method(cls, "broken", lines.append)
+    assert [check in line for line in lines if line.startswith("BROKEN")] == [True], "\n".join(lines)
 
 
 def test_global_random_numbers_are_seeded_as_in_a_run():

@@ -70,6 +70,30 @@ def test_methods_without_choose_stay_out_of_the_candidate_protocol(tmp_path):
     ]  # fmt: skip
 
 
+def test_methods_without_recommend_stay_out_of_the_full_protocol(tmp_path):
+    (tmp_path / "picks.py").write_text(
+        PLUGIN + "\n    recommend = __import__('genrec_bench.methods.base').methods.base.Method.recommend\n"
+    )
+    text = "methods: [mine, popularity]\ndatasets: [a]\nprotocols: [full, cand20]\nplugins: [picks.py]\n"
+    assert [(cell.method, cell.rules.name) for cell in grid(text, tmp_path)] == [
+        ("popularity", "full"), ("mine", "cand20"), ("popularity", "cand20"),
+    ]  # fmt: skip
+
+
+def test_incidental_settings_make_no_other_run(tmp_path):
+    (tmp_path / "cheap.py").write_text(
+        PLUGIN + "\n    class Config(__import__('genrec_bench.methods.base').methods.base.MethodConfig):\n"
+        "        depth: int = 1\n        price: float = 0.0\n        incidental = frozenset({'price'})\n"
+    )
+    row = "{{method: mine, label: {}, config: {{depth: {}, price: {}}}}}"
+    rows = [row.format("a", 1, 0.0), row.format("b", 1, 2.5), row.format("c", 2, 0.0)]
+    text = "methods: [{}]\ndatasets: [a]\nplugins: [cheap.py]\n"
+    ids = [run_id(grid(text.format(one), tmp_path)[0], "x") for one in rows]
+    assert ids[0] == ids[1] != ids[2]
+    with pytest.raises(InputError, match="'a' and 'b' are the same run"):
+        grid(text.format(", ".join(rows)), tmp_path)
+
+
 def test_eager_llms_suites_train_alike():
     """The same values for each data set and tier, and one label for a row that they share."""
     suites = [read_suite(path) for path in sorted((ROOT / "suites").glob("eager_*.yaml"))]

@@ -1,0 +1,228 @@
+"""What a language model is asked under the candidate protocol, in our own words, and how items are written into it.
+
+A question is made of pieces: text, and mentions of items. A mention is a title that some method lets a marker follow
+(RSLLM's ``[DSR]`` and item vector), so pieces are joined as late as possible. Each title has a line to itself, and
+`plain` leaves in it neither a line break nor a bracket: no title can pass for a marker or for another line.
+
+Source: RSLLM (section 4.1, examples 4.1 and 4.2), which asks LLaRA's question.
+Deviation: LLaRA's templates say "10 titles" where 20 are shown, and RSLLM's parts titles by commas, which titles
+contain; these are our own, title by line.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.candidates.parsing import Match, pick
+
+Kind = Literal["items", "movies", "artists", "games", "products"]
+
+
+class Nouns(NamedTuple):
+    """What a template calls the items and those who take them."""
+
+    one: str
+    many: str
+    person: str
+    took: str
+    take: str
+
+
+NOUNS: dict[Kind, Nouns] = {
+    "items": Nouns("item", "items", "user", "chose", "choose"),
+    "movies": Nouns("movie", "movies", "viewer", "watched", "watch"),
+    "artists": Nouns("artist", "artists", "listener", "listened to", "listen to"),
+    "games": Nouns("game", "games", "player", "played", "play"),
+    "products": Nouns("product", "products", "customer", "bought", "buy"),
+}
+
+# Before the history, between it and the candidates, after them; the answer follows. Template 0 is the one used at test.
+TEMPLATES: tuple[tuple[str, str, str], ...] = (
+    (
+        "A {person} {took} these {many}, oldest first:",
+        "The next {one} is one of these:",
+        "Which {one} will the {person} {take} next? Answer with its title alone, exactly as it stands above.\nTitle:",
+    ),
+    (
+        "These are the {many} that a {person} {took}, the latest last:",
+        "One {one} of this list comes next:",
+        "Write the title of that {one}, spelt as in the list, and nothing else.\nAnswer:",
+    ),
+    (
+        "History of a {person}, in order of time:",
+        "Candidates for the next {one}:",
+        "Choose the candidate that the {person} is most likely to {take} now. Give only its title.\nThe title is:",
+    ),
+    (
+        "Somebody {took} the following {many} one after the other:",
+        "What should be recommended? Choose from:",
+        "Name one {one} of the choices, copied letter by letter.\nRecommended {one}:",
+    ),
+    (
+        "Recommend one {one}. So far this {person} {took}:",
+        "You may recommend one of these {many}:",
+        "Reply with one title of the second list and no other word.\nReply:",
+    ),
+)
+NO_HISTORY = "(nothing yet)"
+MARK = "…"  # where the end of a title was cut off
+
+_BRACKETS = {"[": "(", "]": ")", "<": "‹", ">": "›"}
+_JOINERS = "\u200c\u200d"  # of letters and of emoji
+
+
+class CandidatesConfig(MethodConfig):
+    """What all language models under the candidate protocol are asked, and how their answers are read.
+
+    Lengths are in characters where the method has no tokenizer, else in tokens.
+    """
+
+    kind: Kind = "items"  # what the data set's items are; it chooses the nouns
+    template: NonNegativeInt = Field(default=0, lt=len(TEMPLATES))
+    match: Match = "longest"  # see `genrec_bench.methods.candidates.parsing`
+    max_history: PositiveInt = 10  # most recent items shown
+    max_title: PositiveInt = 200
+    max_prompt: PositiveInt = 8000  # the oldest items of the history are left out until the question fits
+
+
+class Mention(NamedTuple):
+    """An item in a question, by its number and its title as it is shown."""
+
+    item: int
+    title: str
+    candidate: bool  # else of the history
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of the protocol in words."""
+
+    pieces: tuple[str | Mention, ...]
+
+    @property
+    def titles(self) -> list[str]:
+        """Candidates' titles as shown, in the order of the row's candidates."""
+        return [piece.title for piece in self.pieces if isinstance(piece, Mention) and piece.candidate]
+
+    def text(self, after: Callable[[Mention], str] = lambda mention: "") -> str:
+        """The question as one string; ``after`` gives what follows a title."""
+        return "".join(piece if isinstance(piece, str) else piece.title + after(piece) for piece in self.pieces)
+
+    def picked(self, answer: str, match: Match) -> int:
+        """The column of the candidate that ``answer`` names, -1 for none; it is escaped as the titles were."""
+        return pick("\n".join(plain(line) for line in answer.strip().split("\n")), self.titles, match)
+
+
+class QuestionWriter:
+    """Writes rows of the protocol as questions.
+
+    ``size`` measures text (characters, tokens), and ``marker_size`` is what stands after each title in that measure.
+    """
+
+    def __init__(
+        self,
+        items: pd.DataFrame,
+        config: CandidatesConfig,
+        size: Callable[[str], int] = len,
+        marker_size: int = 0,
+    ):
+        self.config, self.size, self.marker_size = config, size, marker_size
+        self._titles = items["title"].to_numpy(dtype=str)
+        self._shown: dict[int, str] = {}
+
+    def title(self, item: int) -> str:
+        """An item's title as it is shown: escaped, cut to size; its number where it has none, so that it has a name."""
+        if item not in self._shown:
+            title = plain(str(self._titles[item])) or f"untitled {item}"
+            self._shown[item] = shortened(title, self.config.max_title, self.size)
+        return self._shown[item]
+
+    def ask(self, history: np.ndarray, candidates: np.ndarray, template: int | None = None) -> Question:
+        """The question of one row: ``history`` (length,) and ``candidates`` (C,) are item numbers.
+
+        Raises InputError where the candidates alone exceed ``max_prompt``.
+        """
+        nouns = NOUNS[self.config.kind]._asdict()
+        wording = TEMPLATES[self.config.template if template is None else template]
+        before, between, after = (part.format(**nouns) for part in wording)
+        offered = [Mention(int(item), self.title(int(item)), True) for item in candidates]
+        taken = [Mention(int(item), self.title(int(item)), False) for item in history[-self.config.max_history :]]
+        while True:
+            question = Question(_joined(before, taken, between, offered, after))
+            if self._size(question) <= self.config.max_prompt:
+                return question
+            if not taken:
+                raise InputError(
+                    f"The {len(offered)} candidates alone make a question of {self._size(question)}, and max_prompt is "
+                    f"{self.config.max_prompt}: raise it, or lower max_title (now {self.config.max_title})"
+                )
+            taken = taken[1:]
+
+    def _size(self, question: Question) -> int:
+        mentions = sum(isinstance(piece, Mention) for piece in question.pieces)
+        return self.size(question.text()) + mentions * self.marker_size
+
+
+def _joined(
+    before: str, taken: list[Mention], between: str, offered: list[Mention], after: str
+) -> tuple[str | Mention, ...]:
+    pieces: list[str | Mention] = [f"{before}\n"]
+    for mention in taken:
+        pieces += [mention, "\n"]
+    pieces.append(f"{between}\n" if taken else f"{NO_HISTORY}\n{between}\n")
+    for mention in offered:
+        pieces += [mention, "\n"]
+    return (*pieces, after)
+
+
+def plain(title: str) -> str:
+    """A title that can stand in a question: one line, no brackets of markers, no control or direction characters.
+
+    ``[`` and ``]`` become parentheses, ``<`` and ``>`` single guillemets, so that neither our markers ([DSR], [IID 3])
+    nor a chat model's own (<|im_end|>, </s>, [INST]) can be written; the same for every character that Unicode's
+    compatibility form, which some tokenizers apply, would turn into one of them.
+    """
+    return " ".join("".join(map(_plain_letter, title)).split())
+
+
+def _plain_letter(letter: str) -> str:
+    kind = unicodedata.category(letter)
+    if kind in ("Cc", "Zl", "Zp", "Zs"):
+        return " "
+    if kind == "Cf":
+        return letter if letter in _JOINERS else ""
+    if kind == "Cs":  # half a character: it has no UTF-8
+        return "\ufffd"
+    if letter in _BRACKETS:
+        return _BRACKETS[letter]
+    form = unicodedata.normalize("NFKC", letter)
+    return "".join(_BRACKETS.get(part, part) for part in form) if _BRACKETS.keys() & set(form) else letter
+
+
+def shortened(title: str, limit: int, size: Callable[[str], int] = len) -> str:
+    """``title``, or as much of its beginning as ``size`` says fits ``limit`` together with the mark of the cut.
+
+    No letter is parted from its accents, and no emoji from what it is joined to.
+    """
+    if size(title) <= limit:
+        return title
+    low, high = 0, len(title)
+    while (
+        low + 1 < high
+    ):  # the longest beginning that fits; a text never measures less than its beginning, or nearly so
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(title[:middle] + MARK) <= limit else (low, middle)
+    while low and (size(title[:low].rstrip() + MARK) > limit or _inseparable(title[low - 1], title[low])):
+        low -= 1
+    return title[:low].rstrip() + MARK
+
+
+def _inseparable(left: str, right: str) -> bool:
+    return unicodedata.category(right)[0] == "M" or right in _JOINERS or left in _JOINERS
