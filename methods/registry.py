@@ -16,6 +16,7 @@ from genrec_bench.methods.base import Method, MethodConfig
 
 # Name -> "module:Class": `genrec-bench methods` answers without importing torch.
 BUILT_IN = {
+    "caser": "genrec_bench.methods.caser:Caser",
     "din": "genrec_bench.methods.din:DIN",
     "eager_llm": "genrec_bench.methods.eager_llm:EagerLLM",
     "gru4rec": "genrec_bench.methods.gru4rec:GRU4Rec",
