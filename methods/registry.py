@@ -25,6 +25,7 @@ BUILT_IN = {
     "letter_lc_rec": "genrec_bench.methods.letter_lc_rec:LetterLCRec",
     "letter_tiger": "genrec_bench.methods.letter_tiger:LetterTiger",
     "markov": "genrec_bench.methods.markov:Markov",
+    "morec": "genrec_bench.methods.morec:MoRec",
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",
     "sasrec": "genrec_bench.methods.sasrec:SASRec",
