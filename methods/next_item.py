@@ -207,10 +207,13 @@ def _next_item_losses(
 ) -> Iterator[Tensor]:
     for batch in batches(train.sequences, config.max_length, config.batch_positions, train.num_items, rng):
         inputs, mask, targets = (part.to(device) for part in batch)
-        yield _loss(model(inputs)[mask], model.item_table(), targets, config, rng)  # type: ignore[operator]
+        yield next_item_loss(model(inputs)[mask], model.item_table(), targets, config, rng)  # type: ignore[operator]
 
 
-def _loss(hidden: Tensor, table: Tensor, targets: Tensor, config: NextItemConfig, rng: np.random.Generator) -> Tensor:
+def next_item_loss(
+    hidden: Tensor, table: Tensor, targets: Tensor, config: NextItemConfig, rng: np.random.Generator
+) -> Tensor:
+    """The loss that ``config`` names: hidden (P, d) against the vectors (N, d) of all items, targets (P,)."""
     if config.loss == "ce":
         return losses.full_softmax(
             hidden, table, targets, torch.bfloat16 if config.low_precision_loss else torch.float32

@@ -17,6 +17,7 @@ from genrec_bench.methods.base import Method, MethodConfig
 # Name -> "module:Class": `genrec-bench methods` answers without importing torch.
 BUILT_IN = {
     "agrec": "genrec_bench.methods.agrec:AGRec",
+    "caser": "genrec_bench.methods.caser:Caser",
     "din": "genrec_bench.methods.din:DIN",
     "eager_llm": "genrec_bench.methods.eager_llm:EagerLLM",
     "gru4rec": "genrec_bench.methods.gru4rec:GRU4Rec",
@@ -27,6 +28,7 @@ BUILT_IN = {
     "lightgcn": "genrec_bench.methods.encoders.lightgcn:LightGCN",
     "llm_api": "genrec_bench.methods.llm_api:LLMApi",
     "markov": "genrec_bench.methods.markov:Markov",
+    "morec": "genrec_bench.methods.morec:MoRec",
     "p5_cid": "genrec_bench.methods.p5_cid:P5CID",
     "popularity": "genrec_bench.methods.popularity:Popularity",
     "sasrec": "genrec_bench.methods.sasrec:SASRec",

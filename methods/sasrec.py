@@ -64,13 +64,17 @@ class SASRec(TrainedScorer):
 
 
 class SASRecModel(nn.Module):
-    """Item and position embeddings, ``blocks`` causal attention blocks, output tied to the item embeddings."""
+    """Item and position embeddings, ``blocks`` causal attention blocks, output tied to the item embeddings.
 
-    def __init__(self, num_items: int, config: SASRecConfig):
+    ``items`` is a module that may stand for the table of item embeddings: called with item numbers it gives their
+    vectors, and its ``weight`` is those of all, the last row being padding's.
+    """
+
+    def __init__(self, num_items: int, config: SASRecConfig, items: nn.Module | None = None):
         super().__init__()
         self.num_items = num_items
         self.dropout = config.dropout
-        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=num_items)
+        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=num_items) if items is None else items
         self.positions = nn.Embedding(config.max_length, config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -89,7 +93,8 @@ class SASRecModel(nn.Module):
 
     def item_table(self) -> Tensor:
         """(num_items, dim), without the padding row."""
-        return self.items.weight[: self.num_items]
+        weight: Tensor = self.items.weight  # type: ignore[assignment]
+        return weight[: self.num_items]
 
 
 class Block(nn.Module):

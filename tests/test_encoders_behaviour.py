@@ -25,6 +25,7 @@ from genrec_bench.methods.scoring import Scorer
 
 QUICK = {"epochs": 3, "max_length": 8, "batch_positions": 100}
 SETTINGS = {
+    "caser": QUICK,
     "din": {**QUICK, "hidden": [8, 4]},
     "gru4rec": QUICK,
     **{name: {"epochs": 3, "batch_size": 100} for name in ("lightgcn", "sgl", "xsimgcl")},

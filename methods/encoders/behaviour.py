@@ -145,6 +145,7 @@ def _svd(dim: int, settings: Mapping[str, Any]) -> Encoder:
 
 # What a later encoder adds itself to.
 ENCODERS: dict[str, Callable[[int, Mapping[str, Any]], Encoder]] = {
+    "caser": partial(_sequential, "caser", QUICK),
     "din": partial(_sequential, "din", DIN_QUICK),
     "gru4rec": partial(_sequential, "gru4rec", QUICK),
     "lightgcn": partial(_graph, "lightgcn", _LightGCN),
