@@ -211,6 +211,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if options.steps is not None and options.steps < 2:
+        parser.error("--steps: at least 2, the time between them counts")
     torch.set_num_threads(options.threads)
     _keep_freed_memory()
     if options.part == "epoch":
