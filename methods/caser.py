@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from genrec_bench.datasets.interactions import Histories, TrainView
@@ -39,10 +39,11 @@ class CaserConfig(NextItemConfig):
     horizontal: PositiveInt = 8  # filters of each height 1..L
     vertical: PositiveInt = 4  # filters of height L and width 1
     targets: PositiveInt = 1  # T, next items that a window predicts
-    dropout: Rate = 0.4  # of what the filters give
+    dropout: Rate = 0.5  # of what the filters give
     user_dropout: Rate = 0.5  # share of windows trained as an unknown user's
-    learning_rate: PositiveFloat = 1e-3
-    averaging: Rate = 0.0  # of the weights, a step
+    learning_rate: PositiveFloat = 3e-3
+    weight_decay: NonNegativeFloat = 0.1
+    averaging: Rate = 0.99  # of the weights, a step; steadies the choice of an epoch
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [32, 64, 128],

@@ -9,7 +9,7 @@ touched in training is as good as its title, and those with equal titles differ 
 Deviation: the encoder is frozen, its vectors are kept (`genrec_bench.methods.encoders.text`), mean zero, and pooled as
 the source says; the paper tunes BERT end to end and takes the state of its [CLS] token.
 Deviation: full softmax by default; the paper has binary cross-entropy (``loss=bce``), its repository later a softmax
-over the batch's items, corrected for popularity. Vectors of all items cost one product here, no text being read anew.
+over the batch's items, corrected for popularity. Kept texts make vectors of all items cheap: one product a step.
 """
 
 from pathlib import Path

@@ -140,6 +140,11 @@ def learnable():
             "gru4rec",
             {"dim": 32, "hidden": 32, "epochs": 10, "learning_rate": 1e-2, "dropout": 0.1, "loss": "sampled_ce"},
         ),
+        ("caser", {"dim": 32, "epochs": 10, "learning_rate": 1e-2, "dropout": 0.1, "batch_positions": 256}),
+        (
+            "caser",
+            {"dim": 32, "epochs": 10, "learning_rate": 1e-2, "dropout": 0.1, "batch_positions": 256, "targets": 3},
+        ),
         (
             "din",
             {
