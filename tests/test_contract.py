@@ -52,7 +52,7 @@ TINY = {
     },
     "din": {"dim": 8, "hidden": [8, 4], "epochs": 5, "max_length": 8},
     "caser": {"dim": 8, "epochs": 5, "max_length": 3, "horizontal": 2, "vertical": 2},
-    "morec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
+    "morec": {"source": "tfidf_svd", "dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},
 }
