@@ -62,7 +62,7 @@ TINY = {
     **{name: {"dim": 8, "epochs": 5, "batch_size": 512} for name in ("lightgcn", "sgl", "xsimgcl")},
     "din": {"dim": 8, "hidden": [8, 4], "epochs": 5, "max_length": 8},
     "caser": {"dim": 8, "epochs": 5, "max_length": 3, "horizontal": 2, "vertical": 2},
-    "morec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
+    "morec": {"source": "tfidf_svd", "dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "sasrec": {"dim": 8, "feedforward": 16, "epochs": 5, "max_length": 8},
     "gru4rec": {"dim": 8, "hidden": 8, "epochs": 5, "max_length": 8},
 }

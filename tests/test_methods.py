@@ -20,7 +20,8 @@ from genrec_bench.methods.base import Context, Method
 from genrec_bench.methods.checkpoint import Checkpoint
 
 TINY = {
-    **{name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec", "din", "caser", "morec")},
+    **{name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec", "din", "caser")},
+    "morec": CONTRACT["morec"],
     **{name: values for name, values in CONTRACT.items() if "index" in values},  # the generative ones
 }
 ROWS = [[0, 1, 2], [0, 1], [3, 1, 2]]

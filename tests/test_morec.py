@@ -16,10 +16,10 @@ from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.encoders import text
 from genrec_bench.methods.encoders.text import text_vectors, tfidf_svd
-from genrec_bench.methods.morec import MoRec, MoRecConfig, standardised
+from genrec_bench.methods.morec import MoRec, MoRecConfig, centred
 from genrec_bench.methods.sasrec import SASRec, SASRecConfig, SASRecModel
 
-SMALL = {"dim": 8, "feedforward": 16, "epochs": 2, "max_length": 6}
+SMALL = {"source": "tfidf_svd", "dim": 8, "feedforward": 16, "epochs": 2, "max_length": 6}
 TITLES = ["red car", "red bike", "blue boat", "blue car", "green bike"]
 ROWS = [[0, 1, 2, 3, 4], [4, 3, 2], [1, 0]]
 
@@ -34,10 +34,10 @@ def view(titles=TITLES, categories=()) -> TrainView:
 
 def test_scores_are_sasrecs_on_projected_texts():
     method = fitted("morec", view(), **SMALL)
-    texts = torch.from_numpy(standardised(tfidf_svd(TITLES)))
+    texts = torch.from_numpy(centred(tfidf_svd(TITLES)))
     weights = method.model.state_dict()
     table = texts @ weights.pop("items.project.weight").T + weights["items.project.bias"]
-    twin = SASRec(SASRecConfig(**SMALL))
+    twin = SASRec(SASRecConfig(**{key: value for key, value in SMALL.items() if key != "source"}))
     twin.model = SASRecModel(5, twin.config).eval()
     padding = weights.pop("items.project.bias")  # what the text zero is projected to
     twin.model.load_state_dict({**weights, "items.weight": torch.cat([table, padding[None]])})
@@ -65,10 +65,10 @@ def test_equal_titles_score_alike():
     assert (scores[0, 1:].sort().values.diff() > 1e-5).all()
 
 
-def test_standardised_by_hand():
-    found = standardised(np.array([[1.0, 5.0], [3.0, 5.0], [5.0, 5.0], [7.0, 5.0]], np.float32))
+def test_centred_by_hand():
+    found = centred(np.array([[1.0, 5.0], [3.0, 5.0], [5.0, 5.0], [7.0, 5.0]], np.float32))
     assert found.tolist() == [[-1.5, 0], [-0.5, 0], [0.5, 0], [1.5, 0]]
-    assert not standardised(np.ones((3, 2), np.float32)).any()
+    assert not centred(np.ones((3, 2), np.float32)).any()
 
 
 def test_a_kept_model_needs_no_encoder(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_categories_stand_in_where_asked():
 
 def test_unknown_sources_are_named():
     with pytest.raises(InputError, match=r"Unknown text source 'minilmm'\. Did you mean: minilm"):
-        fitted("morec", view(), **SMALL, source="minilmm")
+        fitted("morec", view(), **{**SMALL, "source": "minilmm"})
 
 
 def test_config_is_sasrecs():
