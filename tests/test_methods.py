@@ -21,7 +21,7 @@ from genrec_bench.methods.checkpoint import Checkpoint
 
 TINY = {
     **{name: {"dim": 8, "epochs": 2, "max_length": 8} for name in ("sasrec", "gru4rec", "din", "caser")},
-    "morec": CONTRACT["morec"],
+    **{name: CONTRACT[name] for name in ("agrec", "morec")},
     **{name: values for name, values in CONTRACT.items() if "index" in values},  # the generative ones
 }
 ROWS = [[0, 1, 2], [0, 1], [3, 1, 2]]
@@ -89,7 +89,7 @@ def test_popularity_by_hand():
     assert method.parameters() == (5, 5)
 
 
-@pytest.mark.parametrize("name", registry.BUILT_IN)
+@pytest.mark.parametrize("name", [name for name in registry.BUILT_IN if registry.get(name).full_protocol()])
 def test_empty_histories_and_unseen_items_give_finite_answers(name):
     method = fitted(name, view_of([[0, 1, 2, 0], [2, 1], []], num_items=6), **TINY.get(name, {}))
     ranking = method.recommend(make_histories([[], [5], [0, 1, 2, 3, 4, 5] * 20]), 6)
