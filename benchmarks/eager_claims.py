@@ -62,7 +62,8 @@ def main() -> None:
         verdict = better if p < statistics.SIGNIFICANCE else "not shown"
         low, high = row.difference.low, row.difference.high
         spread = f"{row.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-        rows.append([claim, *(f"{mean:.4f}" for mean in row.means), spread, "<.0001" if p < 1e-4 else f"{p:.4f}", verdict])
+        shown = "<.0001" if p < 1e-4 else f"{p:.4f}"
+        rows.append([claim, *(f"{mean:.4f}" for mean in row.means), spread, shown, verdict])
     heads = ["claim", "a", "b", "a - b, NDCG@10", "p (Holm)", ""]
     print(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
     if absent:
