@@ -1,4 +1,4 @@
-"""AGRec: a language model over item codes, guided at decoding time by a graph (Wang et al., ACL 2025 Findings).
+"""AGRec: a language model over item codes, guided at decoding time by a graph (Wang, Cui, Fukumoto, Suzuki).
 
     genrec-bench run --method agrec --dataset ml-100k
     genrec-bench run --method agrec --dataset ml-100k --set agrec.lm=tiger --set agrec.graph.encoder=sgl

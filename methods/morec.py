@@ -21,11 +21,11 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.datasets.interactions import Histories, TrainView
+from genrec_bench.datasets.interactions import TrainView
 from genrec_bench.methods.base import Context, Rate
 from genrec_bench.methods.encoders import text
-from genrec_bench.methods.next_item import TrainedScorer, load_weights, next_item_scores, train_next_item
-from genrec_bench.methods.sasrec import SASRecConfig, SASRecModel
+from genrec_bench.methods.next_item import load_weights
+from genrec_bench.methods.sasrec import SASRec, SASRecConfig, SASRecModel
 
 
 class MoRecConfig(SASRecConfig):
@@ -45,19 +45,11 @@ class MoRecConfig(SASRecConfig):
     }
 
 
-class MoRec(TrainedScorer):
+class MoRec(SASRec):
     """Modality-based sequential recommendation."""
 
     Config = MoRecConfig
     published_as = "MoRec"
-    family = "sequential"
-
-    def fit(self, train: TrainView, context: Context) -> None:
-        self._build(train, context)
-        train_next_item(self.model, self, train, self.config, context, self.config.averaging)
-
-    def score(self, histories: Histories) -> Tensor:
-        return next_item_scores(self.model, histories, self.config.max_length)
 
     def save(self, folder: Path) -> None:
         super().save(folder)

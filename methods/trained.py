@@ -57,7 +57,7 @@ def identity(name: str, config: MethodConfig, train: TrainView, context: Context
         "method": name,
         "version": cls.version,
         "source": source and hashlib.sha256(source).hexdigest(),  # an outside method's file may change at any time
-        "config": config.model_dump(mode="json"),
+        "config": config.identity(),
         "seed": context.seed,
         "tier": context.scale,
         "selection": context.selection,

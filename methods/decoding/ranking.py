@@ -1,6 +1,7 @@
 """From found codes to ranked items, and the one call that decodes any number of prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,24 +52,14 @@ def decode(
     token_ids: Sequence[Tensor],
     k: int,
     *,
-    width: int = 20,
-    pad_id: int = 0,
-    end_id: int | None = None,
-    token_budget: int = 16_384,
-    normalise: Normalise = "vocabulary",
-    exclude: Histories | None = None,
-    allowed: Histories | None = None,
     hook: Hook | None = None,
-    embed: Embed | None = None,
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Items (B, k) int64 and scores (B, k) float32 for B prompts, -1 and -inf where a row has fewer than k.
 
-    See `decode_each`, of which this is the case of one search.
+    The one search of `decode_each`, whose options it takes.
     """
-    return decode_each(
-        model, offsets, tokens, trie, token_ids, k, [hook], width=width, pad_id=pad_id, end_id=end_id,
-        token_budget=token_budget, normalise=normalise, exclude=exclude, allowed=allowed, embed=embed,
-    )[0]  # fmt: skip
+    return decode_each(model, offsets, tokens, trie, token_ids, k, [hook], **options)[0]
 
 
 def decode_each(

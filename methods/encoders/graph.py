@@ -84,10 +84,6 @@ class GraphEncoder(TrainedScorer):
             return self.model.known_rows(self.model.vectors()[0], histories.users)
         return self.model.folded_in(histories)
 
-    def known_items(self) -> np.ndarray:
-        """Which items have a training interaction, (N,) bool; the other ones' scores mean nothing."""
-        return self.model.item_degrees > 0
-
     def _build(self, train: TrainView, context: Context) -> None:
         backend = self.backend or propagation.backend_for(context.device)
         self.model = GraphModel(train, self.config, self.first_layer, backend, context.device).to(context.device)
