@@ -46,7 +46,7 @@ class LLaRA(CandidateLanguageModel):
         return LLARA_TEXT if self.config.curriculum == "text_only" else LLARA
 
     def styles(self) -> Sequence[Style]:
-        return (LLARA, LLARA_TEXT)
+        return (LLARA_TEXT,) if self.config.curriculum == "text_only" else (LLARA, LLARA_TEXT)
 
     def item_table(self, train: TrainView, context: Context) -> np.ndarray | None:
         return None if self.config.curriculum == "text_only" else encoder_table(self.config, train, context)

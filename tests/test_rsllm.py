@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_equation_5():
     style = style_of(method.config, 2)
     pool = pool_of(method, style)
     batch = batch_of(pool)
-    found = method.loss()(batch) / batch.learned
+    found = (method.loss()(batch) / batch.learned).detach()
     nll, user, conditioned, alone = [], [], [], []
     with torch.no_grad():
         for row, item in zip(pool.rows, pool.alone, strict=True):
