@@ -10,7 +10,7 @@ Deviation: the probability counts optimiser steps; the released code's counts a 
 Deviation: vectors of items that nobody took in training are the mean of the others'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -52,12 +52,13 @@ class LLaRA(CandidateLanguageModel):
         return None if self.config.curriculum == "text_only" else encoder_table(self.config, train, context)
 
     def tune(self, train: TrainView, context: Context) -> None:
-        config = self.config
-        loss = AnswerLoss(self.model, positions=config.batch_tokens)
-        self.train_stage(
-            train, context, loss, config, config.batch,
-            lambda share: lambda rng: LLARA if rng.random() < vector_share(config.curriculum, share) else LLARA_TEXT,
-        )  # fmt: skip
+        loss = AnswerLoss(self.model)
+        curriculum = self.config.curriculum
+
+        def style_at(share: float) -> Callable[[np.random.Generator], Style]:
+            return lambda rng: LLARA if rng.random() < vector_share(curriculum, share) else LLARA_TEXT
+
+        self.train_stage(train, context, loss, self.config, style_at)
 
     def published_variant(self) -> str | None:
         return printed_encoder(self.config) if self.config.curriculum == "on" else "not printed"

@@ -143,6 +143,7 @@ class RSLLM(CandidateLanguageModel):
         contrast = self.config.contrast
         return AnswerLoss(
             self.model,
+            pool=contrast.pool,
             positions=self.config.batch_tokens,
             gamma=contrast.gamma * contrast.item,
             beta=contrast.beta * contrast.user,
@@ -156,9 +157,8 @@ class RSLLM(CandidateLanguageModel):
             config = config.model_copy(update={"epochs": config.stage1.epochs})
         if not last:
             context = replace(context, checkpoint=context.checkpoint.beside(f"stage{stage}"))
-        pool = min(config.contrast.pool, config.batch)
         style = style_of(config, stage)
-        self.train_stage(train, context, self.loss(), config, pool, lambda share: lambda rng: style)
+        self.train_stage(train, context, self.loss(), config, lambda share: lambda rng: style)
 
     def published_variant(self) -> str | None:
         """The row of table 2 with this encoder, or of table 4 where one switch is off."""

@@ -33,6 +33,5 @@ class TALLRec(CandidateLanguageModel):
     tuned = True
 
     def tune(self, train: TrainView, context: Context) -> None:
-        config = self.config
-        loss = AnswerLoss(self.model, positions=config.batch_tokens)
-        self.train_stage(train, context, loss, config, config.batch, lambda share: lambda rng: TITLES)
+        loss = AnswerLoss(self.model)
+        self.train_stage(train, context, loss, self.config, lambda share: lambda rng: TITLES)

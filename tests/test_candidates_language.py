@@ -274,6 +274,18 @@ def test_choose_in_every_way(decode):
         np.testing.assert_allclose(summed / np.array(lengths), choice.scores, rtol=1e-5)
 
 
+ODD = ["", "Same", "Same", "Same thing", "long " * 400, "שלום עולם", "👩\u200d🚀", "[DSR] [IID 1]", "</s>", "Up"]
+
+
+@pytest.mark.parametrize("decode", ["free", "trie", "loglik"])
+def test_odd_titles(decode):
+    method = made(ZeroShot, ODD, decode=decode)
+    choice = method.choose(make_histories([[0, 4, 7], []]), np.array([range(10), range(10)[::-1]]))
+    assert ((choice.picked >= -(decode == "free")) & (choice.picked < 10)).all()
+    if choice.scores is not None:
+        np.testing.assert_allclose(choice.scores[0, 1], choice.scores[0, 2])  # of one title
+
+
 def test_an_answer_is_written_once_for_both_rules(monkeypatch):
     method, asked = made(ZeroShot), []
     original = inference.written

@@ -67,10 +67,15 @@ class AnsweringConfig(CandidatesConfig):
 
 
 class TunedConfig(AnsweringConfig, TrainingConfig):
-    """How the model is taught. ``batch_tokens`` are the positions computed at a time, whatever a step holds."""
+    """How the model is taught.
+
+    Where rows are each other's negatives, ``batch_tokens`` positions are computed at a time, else ``rows_at_a_time``
+    rows.
+    """
 
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings(dropout=0.1))  # of pretrained models
     batch: PositiveInt = 32  # rows a step
+    rows_at_a_time: PositiveInt = 16
     examples: NonNegativeInt = 8  # targets of each training sequence an epoch, at random; 0: all of them
     least_history: PositiveInt = 3  # items before a target, as the protocol has
     candidates: PositiveInt = 20  # in a training question
@@ -205,7 +210,6 @@ class CandidateLanguageModel(Method):
         context: Context,
         loss: AnswerLoss,
         config: TunedConfig,
-        pool: int,
         style_at: Callable[[float], Callable[[np.random.Generator], Style]],
     ) -> None:
         """Teach the model until validation stops improving.
@@ -215,6 +219,8 @@ class CandidateLanguageModel(Method):
         questions = self.writer.questions
         names = [normalised_title(questions.title(item)) for item in range(train.num_items)]
         maker = ExampleMaker(train, names, config.max_history, config.candidates)
+        pool = min(loss.pool or config.rows_at_a_time, config.batch)
+        config = config.model_copy(update={"micro_batches": -(-config.batch // pool)})  # a pool is computed at a time
         current = 0
 
         def begin_epoch(epoch: int) -> None:

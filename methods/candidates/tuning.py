@@ -102,14 +102,23 @@ class PooledBatch:
 class AnswerLoss:
     """The summed loss of a batch's answer tokens, with the contrast that has a weight.
 
-    ``gamma`` weighs L_I, ``beta`` L_U; both 0: no state is pooled. ``positions`` are computed at a time.
+    ``gamma`` weighs L_I, ``beta`` L_U; ``pool`` rows are each other's negatives, computed ``positions`` at a time. With
+    both weights 0 no state is pooled, and rows need not be computed together.
     """
 
     def __init__(
-        self, model: PromptedModel, *, positions: int, gamma: float = 0.0, beta: float = 0.0, temperature: float = 0.5
+        self,
+        model: PromptedModel,
+        *,
+        pool: int = 0,
+        positions: int = 10**9,
+        gamma: float = 0.0,
+        beta: float = 0.0,
+        temperature: float = 0.5,
     ):
         self.model, self.positions = model, positions
         self.gamma, self.beta, self.temperature = gamma, beta, temperature
+        self.pool = pool if gamma or beta else 0
 
     def __call__(self, batch: PooledBatch) -> Tensor:
         """A scalar with a gradient; divided by the batch's learned tokens it is L."""
