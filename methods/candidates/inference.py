@@ -47,7 +47,8 @@ def written(model: PromptedModel, rows: Sequence[Row], stops: Stops, limit: int,
         reader = CausalTokens(model)
         hidden, state = reader.start(prompt, limit)
         begun = torch.zeros(len(chosen), dtype=torch.bool, device=hidden.device)
-        done, tokens = begun.clone(), []
+        done = begun.clone()
+        tokens: list[Tensor] = []
         for depth in range(1, limit + 1):
             token = reader.logits(hidden, None).argmax(-1)  # (B,)
             tokens.append(token.masked_fill(done, -1))

@@ -47,8 +47,8 @@ class ItemInputs(nn.Module):
                 else:
                     self.register_buffer("table", values)
                 size = len(mean)
-                self.projector = nn.Sequential(nn.Linear(values.shape[1], size), nn.GELU(), nn.Linear(size, size))
-                last = self.projector[2]
+                last = nn.Linear(size, size)
+                self.projector = nn.Sequential(nn.Linear(values.shape[1], size), nn.GELU(), last)
                 last.weight.mul_(width / self.projector(values).std().clamp_min(1e-12))
                 last.bias.copy_(mean)
 

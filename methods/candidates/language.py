@@ -130,7 +130,8 @@ class CandidateLanguageModel(Method):
 
     def variants(self) -> dict[str, Method]:
         """The same model, its answers read by the other rule or made in the other ways that ``beside`` names."""
-        config, changes = self.config, {}
+        config = self.config
+        changes: dict[str, dict[str, Any]] = {}
         if config.decode == "free":
             changes = {f"match {match}": {"match": match} for match in RULES if match != config.match}
         for decode in config.beside:
@@ -240,7 +241,10 @@ class CandidateLanguageModel(Method):
         train_language_model(self.model, self, batches, loss, config, context, begin_epoch)
 
     def _pool(self, maker: ExampleMaker, style: Style, places: np.ndarray, rng: np.random.Generator) -> Pool:
-        config, writer, rows, alone, targets = self.config, self.writer, [], [], []
+        config, writer = self.config, self.writer
+        rows: list[Row] = []
+        alone: list[Row] = []
+        targets: list[int] = []
         for row, place in places.tolist():
             example = maker.example(row, place, rng)
             template = int(rng.integers(len(TEMPLATES))) if config.vary else config.template

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.candidates.wording import CandidatesConfig, Question, QuestionWriter
 
 MARKER, PLACEHOLDER = -1, -2  # RSLLM's [DSR], LLaRA's [PH]
@@ -158,8 +159,6 @@ def _row(tokens: list[int], kinds: list[int]) -> Row:
 
 def _chat_template(tokenizer: Any) -> tuple[str, str]:
     """What a chat model reads before a question and between it and the answer."""
-    from genrec_bench.datasets.errors import InputError
-
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat=true: this model has no chat template; use chat=false")
     place = "\x1aquestion\x1a"

@@ -61,7 +61,10 @@ def load_backbone(
     """
     sources.require("transformers")
     if name == "tiny":
-        tokenizer = {"words": vocabulary.word_tokenizer, "bytes": vocabulary.byte_tokenizer}[spelling](texts)
+        learn: Callable[[Sequence[str]], Any] = vocabulary.word_tokenizer
+        if spelling == "bytes":
+            learn = vocabulary.byte_tokenizer
+        tokenizer = learn(texts)
         make: dict[str, Callable[..., Any]] = {"causal": tiny_llama, "seq2seq": tiny_t5}
         model = make[kind or "causal"](len(tokenizer), seed=seed, **sizes).to(
             device=device, dtype=_dtype(dtype or "float32")
