@@ -111,7 +111,7 @@ class CandidateLanguageModel(Method):
     def items(self, train: TrainView) -> Any:
         """The item table whose titles are shown."""
         if not (train.items["title"] != "").any():
-            raise InputError(f"{self._name}: none of the {train.num_items} items has a title to ask about")
+            raise InputError(f"{type(self).__name__}: none of the {train.num_items} items has a title to ask about")
         return train.items
 
     def choose(self, histories: Histories, candidates: np.ndarray) -> Choice:
@@ -235,7 +235,7 @@ class CandidateLanguageModel(Method):
 
             places = maker.places(config.examples, config.least_history, rng)
             if not len(places):
-                raise InputError(f"{self._name}: no training sequence has two items")
+                raise InputError(f"{type(self).__name__}: no training sequence has two items")
             return pooled_batches(places, config.batch, pool, maker_of, rng)
 
         train_language_model(self.model, self, batches, loss, config, context, begin_epoch)
@@ -288,10 +288,6 @@ class CandidateLanguageModel(Method):
             if name.startswith("inputs.") or not self.adapted or ".lora_" in name
         }
         return found | dict(self.model.inputs.named_buffers(prefix="inputs"))
-
-    @property
-    def _name(self) -> str:
-        return self.published_as or type(self).__name__
 
     def _texts(self, items: Any) -> list[str]:
         """What tier tiny's vocabulary is made of: the titles as shown, and our wordings."""
