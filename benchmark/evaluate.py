@@ -8,6 +8,7 @@ import torch
 
 from genrec_bench.benchmark import metrics
 from genrec_bench.benchmark.protocols import Cand20, Full, ProtocolRules
+from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.splits import HeldOut
 from genrec_bench.methods.base import Choice, Method, Ranking
 from genrec_bench.methods.scoring import Scorer, masked_scores
@@ -47,6 +48,7 @@ def evaluate(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items:
 def _candidates(method: Method, held_out: HeldOut) -> Answers:
     candidates = held_out.candidates
     assert candidates is not None  # by_sequence always draws them
+    check_candidates(held_out)
     started = time.perf_counter()
     choice = method.choose(held_out.histories, candidates.copy())
     seconds = time.perf_counter() - started
@@ -54,6 +56,23 @@ def _candidates(method: Method, held_out: HeldOut) -> Answers:
     target_column = (candidates == held_out.targets[:, None]).argmax(1)
     ranks = metrics.candidate_ranks(choice.picked, choice.scores, target_column, candidates.shape[1])
     return Answers(ranks, None, seconds)
+
+
+def check_candidates(held_out: HeldOut) -> None:
+    """Raise InputError where a row's candidates repeat an item or lack the target."""
+    candidates, targets = held_out.candidates, held_out.targets
+    assert candidates is not None
+    in_order = np.sort(candidates, axis=1)
+    for wrong, what in (
+        ((in_order[:, 1:] == in_order[:, :-1]).any(1), "hold an item twice"),
+        (~(candidates == targets[:, None]).any(1), "lack the target"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(
+                f"Candidates of row {row} (user {held_out.histories.users[row]}) {what}: {candidates[row].tolist()}, "
+                f"target {targets[row]}"
+            )
 
 
 def validation_ranks(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int) -> np.ndarray:

@@ -34,7 +34,22 @@ SMALL_MODEL = {
     "max_history": 4,
     "batch_tokens": 20_000,
 }
+SMALL_ANSWERS = {
+    "bf16": False,
+    "layers": 1,
+    "width": 16,
+    "heads": 1,
+    "feedforward": 32,
+    "epochs": 3,
+    "batch": 16,
+    "examples": 1,
+    "max_answer": 8,
+}
 TINY = {
+    "llm_zero_shot": {name: value for name, value in SMALL_ANSWERS.items() if name in ("layers", "width", "heads")},
+    "tallrec": SMALL_ANSWERS,
+    "llara": {**SMALL_ANSWERS, "encoder": "svd", "encoder_dim": 8},
+    "rsllm": {**SMALL_ANSWERS, "encoder": "svd", "encoder_dim": 8, "stage1": {"epochs": 2}},
     "tiger": {**SMALL_MODEL, "index": SMALL_INDEX, "rows": 2048},
     "letter_tiger": {
         **SMALL_MODEL,

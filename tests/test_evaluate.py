@@ -154,6 +154,19 @@ def test_candidates_by_hand():
     assert validation_ranks(Table(table), held_out, Cand20(), 5).tolist() == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([[1, 3, 4], [0, 2, 2]], r"row 1 \(user \d+\) hold an item twice: \[0, 2, 2\]"),
+        ([[1, 0, 4], [0, 3, 2]], r"row 0 \(user \d+\) lack the target: \[1, 0, 4\], target 3"),
+    ],
+)
+def test_candidates_that_cannot_be_asked_are_refused(candidates, message):
+    held_out = replace(HELD_OUT, candidates=np.array(candidates))
+    with pytest.raises(InputError, match=message):
+        evaluate(Says(Choice(np.array([0, 0]))), held_out, Cand20(), 5)
+
+
 def test_a_method_cannot_change_the_candidates():
     held_out = replace(HELD_OUT, candidates=np.array([[1, 3, 4], [0, 3, 2]]))
 

@@ -106,6 +106,22 @@ def test_eager_llms_suites_train_alike():
     assert all(len(names) == 1 for names in labels.values())
 
 
+def test_rsllms_suites_train_alike():
+    """A method has the same values in each of them, and a run that they share one label."""
+    suites = [read_suite(path) for path in sorted((ROOT / "suites").glob("rsllm_*.yaml"))]
+    assert len(suites) == 3
+    known: dict[tuple[str, str], dict[str, object]] = {}
+    labels: dict[str, set[str]] = {}
+    for suite in suites:
+        for place, values in {**suite.tuned, **suite.tiers}.items():
+            for method, own in values.items():
+                assert known.setdefault((place, method), own) == own
+        for cell in cells(suite):
+            labels.setdefault(cell.method + cell.config.model_dump_json(), set()).add(cell.label)
+    assert {method for _, method in known} == {"llm_zero_shot", "tallrec", "llara", "rsllm"}
+    assert all(len(names) == 1 for names in labels.values())
+
+
 def test_a_row_may_have_seeds_of_its_own(tmp_path):
     suite = grid("methods: [popularity, {method: markov, seeds: [7]}]\ndatasets: [a]\nseeds: [1, 2]\n", tmp_path)
     assert [(cell.method, cell.seed) for cell in suite] == [("popularity", 1), ("popularity", 2), ("markov", 7)]

@@ -9,8 +9,10 @@ Deviation: LLaRA's templates say "10 titles" where 20 are shown, and RSLLM's par
 contain; these are our own, title by line.
 """
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -87,6 +89,7 @@ class CandidatesConfig(MethodConfig):
     kind: Kind = "items"  # what the data set's items are; it chooses the nouns
     template: NonNegativeInt = Field(default=0, lt=len(TEMPLATES))
     match: Match = "longest"  # see `genrec_bench.methods.candidates.parsing`
+    titles: Literal["stored", "spoken"] = "stored"  # spoken: as `spoken` gives them
     max_history: PositiveInt = 10  # most recent items shown
     max_title: PositiveInt = 200
     max_prompt: PositiveInt = 8000  # the oldest items of the history are left out until the question fits
@@ -134,13 +137,14 @@ class QuestionWriter:
         marker_size: int = 0,
     ):
         self.config, self.size, self.marker_size = config, size, marker_size
-        self._titles = items["title"].to_numpy(dtype=str)
+        titles = items["title"].astype(str).tolist()
+        self._titles = spoken(titles) if config.titles == "spoken" else titles
         self._shown: dict[int, str] = {}
 
     def title(self, item: int) -> str:
         """An item's title as it is shown: escaped, cut to size; its number where it has none, so that it has a name."""
         if item not in self._shown:
-            title = plain(str(self._titles[item])) or f"untitled {item}"
+            title = plain(self._titles[item]) or f"untitled {item}"
             self._shown[item] = shortened(title, self.config.max_title, self.size)
         return self._shown[item]
 
@@ -180,6 +184,24 @@ def _joined(
     for mention in offered:
         pieces += [mention, "\n"]
     return (*pieces, after)
+
+
+def spoken(titles: Sequence[str]) -> list[str]:
+    """MovieLens titles as people say them: "Usual Suspects, The (1995)" is "The Usual Suspects".
+
+    The year goes, the article comes to the front: what LLaRA's released code shows, and RSLLM's examples. A title that
+    two items would then share stays as it was.
+    Deviation: the released code takes the last seven characters off whatever they are, and an article out of the
+    middle of a title.
+    """
+    short = [_without_year(title) for title in titles]
+    often = Counter(short)
+    return [new if new and often[new] == 1 else old for old, new in zip(titles, short, strict=True)]
+
+
+def _without_year(title: str) -> str:
+    name = re.sub(r"\s*\(\d{4}\)\s*$", "", title)
+    return re.sub(r"^(.+), (The|An?)$", r"\2 \1", name)
 
 
 def plain(title: str) -> str:

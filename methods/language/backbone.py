@@ -49,17 +49,22 @@ def load_backbone(
     dtype: str | None = None,
     texts: Sequence[str] = (),
     seed: int = 0,
+    spelling: Literal["words", "bytes"] = "words",
     **sizes: Any,
 ) -> Backbone:
     """The language model called ``name``: ``tiny``, ``base``, a hub id, or a folder.
 
     ``kind`` is what the caller needs (None: whatever it is; of tier tiny a causal one). ``dtype`` is a torch name; None
     is float32, and bfloat16 for more than 2 GB of weights on a GPU. ``texts``, ``seed`` and ``sizes`` make tier tiny:
-    its words are those of ``texts``. Raises InputError for a model that is not there, damaged, or of another kind.
+    its words are those of ``texts``, or with ``spelling="bytes"`` byte pairs, which write any text.
+    Raises InputError for a model that is not there, damaged, or of another kind.
     """
     sources.require("transformers")
     if name == "tiny":
-        tokenizer = vocabulary.word_tokenizer(texts)
+        learn: Callable[[Sequence[str]], Any] = vocabulary.word_tokenizer
+        if spelling == "bytes":
+            learn = vocabulary.byte_tokenizer
+        tokenizer = learn(texts)
         make: dict[str, Callable[..., Any]] = {"causal": tiny_llama, "seq2seq": tiny_t5}
         model = make[kind or "causal"](len(tokenizer), seed=seed, **sizes).to(
             device=device, dtype=_dtype(dtype or "float32")

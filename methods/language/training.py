@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,22 @@ from genrec_bench.methods.language.batches import Packed, Pairs
 from genrec_bench.methods.language.sharing import SharedWeights, share
 
 Batch = Packed | Pairs
+
+
+class Divisible(Protocol):
+    """A batch that can be computed in parts. ``levels`` has a number from -1 on for each target (`TokenSequences`)."""
+
+    @property
+    def levels(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def part(self, first: int, last: int) -> Self: ...
+
+    def to(self, device: str) -> Self: ...
+
+
+B = TypeVar("B", bound=Divisible)
 
 
 class TrainingConfig(MethodConfig):
@@ -69,16 +85,18 @@ class _Progress:
 def train_language_model(
     model: nn.Module,
     method: Method,
-    epoch_batches: Callable[[np.random.Generator], Iterator[Batch]],
-    loss_of: Callable[[Batch], Tensor],
+    epoch_batches: Callable[[np.random.Generator], Iterator[B]],
+    loss_of: Callable[[B], Tensor],
     config: TrainingConfig,
     context: Context,
+    begin_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Train ``model`` until validation stops improving or the epochs are over; leaves the best weights in it.
 
     ``epoch_batches(rng)`` gives an epoch's batches; ``loss_of(batch)`` the summed loss of its targets. Only parameters
     that require a gradient are trained, averaged, kept and saved. Raises TrainingDiverged, naming the step, when the
-    loss is no longer a number: the last checkpoint, from before, stays. Of several processes all validate, in step: a
+    loss is no longer a number: the last checkpoint, from before, stays. ``begin_epoch`` is told the number of an epoch,
+    from 0, before its batches are asked for. Of several processes all validate, in step: a
     sharded model needs all of them to answer; rank 0's score counts.
     """
     whole_again = share(model, config.sharding, config.bf16)
@@ -111,6 +129,7 @@ def train_language_model(
     stepper = _Stepper(model, weights, optimiser, loss_of, config, context, steps_an_epoch)
     while progress.epoch < config.epochs and progress.since_best < config.patience:
         started = time.monotonic()
+        begin_epoch(progress.epoch)
         _epoch(stepper, epoch_batches, trained, average, progress, save)
         trained_s = time.monotonic() - started
         loss, progress.loss = progress.loss / max(progress.step, 1), 0.0
@@ -137,8 +156,8 @@ def train_language_model(
 
 
 def _epoch(
-    stepper: "_Stepper",
-    epoch_batches: Callable[[np.random.Generator], Iterator[Batch]],
+    stepper: "_Stepper[B]",
+    epoch_batches: Callable[[np.random.Generator], Iterator[B]],
     trained: dict[str, nn.Parameter],
     average: dict[str, Tensor],
     progress: _Progress,
@@ -158,7 +177,7 @@ def _epoch(
                 save()
 
 
-class _Stepper:
+class _Stepper(Generic[B]):
     """One optimiser step, in as many parts as the memory asks for, of this process's rows."""
 
     def __init__(
@@ -166,7 +185,7 @@ class _Stepper:
         model: nn.Module,
         weights: SharedWeights,
         optimiser: torch.optim.Optimizer,
-        loss_of: Callable[[Batch], Tensor],
+        loss_of: Callable[[B], Tensor],
         config: TrainingConfig,
         context: Context,
         steps_an_epoch: int,
@@ -176,7 +195,7 @@ class _Stepper:
         self.steps = max(steps_an_epoch * config.epochs, 1)
         self.parts, self.halved = config.micro_batches, False
 
-    def step(self, batch: Batch, progress: _Progress) -> float:
+    def step(self, batch: B, progress: _Progress) -> float:
         """Mean loss of the batch's targets; weights moved."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * schedule((progress.total_steps + 1) / self.steps, self.config)
@@ -193,7 +212,7 @@ class _Stepper:
         self.optimiser.step()
         return loss
 
-    def _gradients_in_parts(self, batch: Batch) -> Tensor:
+    def _gradients_in_parts(self, batch: B) -> Tensor:
         """`_gradients`; where the memory does not hold it, in twice the parts from then on."""
         try:
             return self._gradients(batch)
@@ -209,7 +228,7 @@ class _Stepper:
             torch.cuda.empty_cache()
         return self._gradients_in_parts(batch)
 
-    def _gradients(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: B) -> Tensor:
         """Gradients of the loss over this process's rows, and that loss, a scalar."""
         self.weights.forget_gradients()
         device = self.context.device

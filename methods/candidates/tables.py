@@ -1,0 +1,45 @@
+"""The item table that a projector reads: a recommender's own, learned from training interactions, or a file."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from genrec_bench.datasets.interactions import TrainView
+from genrec_bench.methods.base import Context
+from genrec_bench.methods.candidates.inputs import read_table
+from genrec_bench.methods.candidates.language import TunedConfig
+from genrec_bench.methods.encoders.behaviour import behaviour_vectors, with_cold_items
+
+
+class EncoderConfig(TunedConfig):
+    """Where item vectors come from: the item table of a recommender, not its states."""
+
+    encoder: str = "sasrec"  # or gru4rec, caser, and any other of `genrec_bench.methods.encoders.behaviour`
+    encoder_dim: PositiveInt = 64  # RSLLM section 5.1
+    encoder_seed: int = Field(default=0, ge=0)  # one table for all seeds of the method
+    encoder_settings: dict[str, Any] = Field(default_factory=dict)  # of the recommender: epochs, dropout, ...
+    table: str | None = None  # a .npy file (N, d) instead
+
+
+def encoder_table(config: EncoderConfig, train: TrainView, context: Context) -> np.ndarray:
+    """Vectors (N, d) float32 of all items; those that nobody took in training get the mean of the others."""
+    if config.table is not None:
+        found = read_table(config.table, train.num_items)
+    else:
+        found = behaviour_vectors(
+            train, context, config.encoder, config.encoder_dim, config.encoder_seed, config.encoder_settings
+        )
+        found = with_cold_items(found, train.item_counts() > 0, None)
+    context.log(stage="item_table", shape=list(found.shape), sha256=hashlib.sha256(found.tobytes()).hexdigest())
+    return found
+
+
+PRINTED = {"gru4rec": "GRU4Rec", "caser": "Caser", "sasrec": "SASRec"}
+
+
+def printed_encoder(config: EncoderConfig) -> str:
+    """The variant of the printed tables with this encoder."""
+    known = PRINTED.get(config.encoder) if config.table is None else None
+    return f"encoder={known}" if known else "not printed"

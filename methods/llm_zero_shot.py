@@ -1,0 +1,21 @@
+"""A causal language model asked as it is, without any training: the Llama2 row of RSLLM's table 2.
+
+    genrec-bench run --method llm_zero_shot --dataset ml-100k --protocol cand20 --scale base
+
+The prompt is text alone. ``chat`` puts it into the model's chat template; whether the paper asked a base or a chat
+checkpoint is not printed. Tier tiny has random weights: it is there to be run, not to be read.
+"""
+
+from genrec_bench.datasets.interactions import TrainView
+from genrec_bench.methods.base import Context
+from genrec_bench.methods.candidates.language import AnsweringConfig, CandidateLanguageModel
+
+
+class ZeroShot(CandidateLanguageModel):
+    """Any causal language model, untouched."""
+
+    Config = AnsweringConfig
+    published_as = "Llama2"
+
+    def tune(self, train: TrainView, context: Context) -> None:
+        """Nothing is learned."""

@@ -1,0 +1,325 @@
+"""RSLLM's losses against plain loops, gradient caching, what learns in which stage, its switches; LLaRA, TALLRec."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from test_candidates_language import NAMES, SMALL, context, train_view
+
+from genrec_bench.benchmark import published
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods import registry
+from genrec_bench.methods.candidates import tuning
+from genrec_bench.methods.candidates.prompts import ANSWER, END, HISTORY, LLARA, LLARA_TEXT, Style
+from genrec_bench.methods.candidates.tuning import AnswerLoss, ExampleMaker, Pool, PooledBatch, info_nce, pooled_batches
+from genrec_bench.methods.llara import vector_share
+from genrec_bench.methods.rsllm import RSLLM, RSLLMConfig, style_of
+
+SEQUENCES = ((0, 1, 2, 3), (3, 4, 5, 6), (7, 8, 9, 0), (1, 3, 5, 7))
+
+
+def made(name="rsllm", dropout=0.0, **config):
+    cls = registry.get(name)
+    method = cls(registry.configure(name, {**SMALL, "dropout": dropout, "bf16": False, **config}))
+    table = np.random.default_rng(1).normal(size=(len(NAMES), 8))
+    wanted = any(style.identity == "vector" for style in method.styles())
+    method.make_model(train_view(rows=SEQUENCES), context(), table if wanted else None)
+    return method
+
+
+def pool_of(method, style, seed=3):
+    maker = ExampleMaker(train_view(rows=SEQUENCES), NAMES, 3, 5)
+    places = np.array([[0, 2], [1, 2], [2, 1], [3, 2], [0, 3]])  # the second and the fourth have one target
+    return method._pool(maker, style, places, np.random.default_rng(seed))
+
+
+def batch_of(*pools):
+    return PooledBatch(lambda: list(pools))
+
+
+def gradients(method, loss):
+    method.model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in method.model.named_parameters() if p.grad is not None}
+
+
+def test_contrast_is_the_plain_double_loop():
+    rng = torch.Generator().manual_seed(0)
+    anchors, others = torch.randn(6, 5, generator=rng), torch.randn(6, 5, generator=rng)
+    targets = torch.tensor([4, 7, 4, 1, 2, 7])
+    total = 0.0
+    for i in range(6):
+        cosines = [torch.cosine_similarity(anchors[i], others[j], dim=0) for j in range(6)]
+        kept = [j for j in range(6) if j == i or targets[j] != targets[i]]
+        total -= torch.log(torch.exp(cosines[i] / 0.5) / sum(torch.exp(cosines[j] / 0.5) for j in kept))
+    assert float(info_nce(anchors, others, targets, 0.5)) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_the_loss_is_that_of_equation_5():
+    method = made()
+    style = style_of(method.config, 2)
+    pool = pool_of(method, style)
+    batch = batch_of(pool)
+    found = (method.loss()(batch) / batch.learned).detach()
+    nll, user, conditioned, alone = [], [], [], []
+    with torch.no_grad():
+        for row, item in zip(pool.rows, pool.alone, strict=True):
+            tokens, kinds = torch.from_numpy(row.tokens)[None], torch.from_numpy(row.kinds)
+            out = method.model.lm(inputs_embeds=method.model.embed(tokens), output_hidden_states=True)
+            log_probs, hidden = out.logits[0].log_softmax(-1), out.hidden_states[-1][0]
+            learned = [at for at in range(len(kinds)) if kinds[at] in (ANSWER, END)]
+            nll += [-log_probs[at - 1, tokens[0, at]] for at in learned]
+            user.append(hidden[kinds == HISTORY].mean(0))
+            conditioned.append(hidden[kinds == ANSWER].mean(0))
+            by_itself = torch.from_numpy(item.tokens)[None]
+            out = method.model.lm(inputs_embeds=method.model.embed(by_itself), output_hidden_states=True)
+            alone.append(out.hidden_states[-1][0][torch.from_numpy(item.kinds) == ANSWER].mean(0))
+    user, conditioned, alone = (torch.stack(states) for states in (user, conditioned, alone))
+    targets = torch.from_numpy(pool.targets)
+    item_level = info_nce(alone, conditioned, targets, 0.5) / len(pool)
+    user_level = info_nce(user, alone, targets, 0.5) / len(pool)
+    expected = torch.stack(nll).mean() + 0.3 * item_level + 0.4 * user_level
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("contrast", [{}, {"item": False}, {"user": False}, {"item": False, "user": False}])
+def test_gradient_caching_is_the_big_batch(contrast):
+    method = made(contrast=contrast)
+    pool = pool_of(method, style_of(method.config, 2))
+    method.model.train()
+    found = {}
+    for positions in (1, 500, 10**9):
+        loss = method.loss()
+        loss.positions = positions
+        batch = batch_of(pool)
+        found[positions] = gradients(method, loss(batch) / batch.learned)
+    assert len(pool.chunks(1)) == 5
+    assert len(pool.chunks(10**9)) == 1
+    whole = found.pop(10**9)
+    assert "inputs.projector.0.weight" in whole
+    for parts in found.values():
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_caching_repeats_the_dropout_of_the_first_pass(monkeypatch):
+    method = made(dropout=0.3)
+    pool = pool_of(method, style_of(method.config, 2))
+    method.model.train()
+
+    def step():
+        torch.manual_seed(5)
+        loss = method.loss()
+        loss.positions = 1
+        return gradients(method, loss(batch_of(pool)))
+
+    cached = step()
+    monkeypatch.setattr(tuning, "checkpoint", lambda function, *given, use_reentrant: function(*given))
+    kept = step()
+    for name, gradient in kept.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-4)
+    torch.manual_seed(6)
+    other = method.loss()(batch_of(pool))
+    torch.manual_seed(5)
+    assert float(other.detach()) != float(method.loss()(batch_of(pool)).detach())
+
+
+def test_only_stage_2_moves_the_projector():
+    method = made(item={"preloaded": False})
+    for stage in (1, 2):
+        method.begin(stage)
+        found = gradients(method, method.loss()(batch_of(pool_of(method, style_of(method.config, stage)))))
+        learned = {name.split(".")[1] for name in found if name.startswith("inputs.")}
+        assert learned == ({"markers", "identifiers"} if stage == 1 else {"markers", "projector", "table"})
+
+
+def fitted(name="rsllm", **config):
+    cls = registry.get(name)
+    values = {
+        **SMALL, "bf16": False, "epochs": 1, "batch": 4, "examples": 2, "least_history": 1, "candidates": 5,
+        "learning_rate": 0.01, "averaging": 0.0, **config,
+    }  # fmt: skip
+    method = cls(registry.configure(name, values))
+    torch.manual_seed(0)
+    method.fit(train_view(rows=SEQUENCES), context())
+    return method
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, np.random.default_rng(1).normal(size=(len(NAMES), 8)).astype(np.float32))
+    return str(path)
+
+
+def digest(method):
+    return hashlib.sha256(method.model.inputs.table.detach().numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["rsllm", "llara"])
+def test_frozen_tables_stay_frozen(name, table):
+    before = made(name)
+    before.make_model(train_view(rows=SEQUENCES), context(), np.load(table))
+    projector = before.model.inputs.projector[0].weight.clone()
+    config = {"curriculum": "hybrid_only"} if name == "llara" else {}
+    method = fitted(name, table=table, **config)
+    assert digest(method) == digest(before)
+    assert not torch.equal(method.model.inputs.projector[0].weight, projector)
+
+
+def test_a_table_that_is_not_preloaded_learns():
+    first = made(item={"preloaded": False}).item_table(train_view(rows=SEQUENCES), context())
+    method = fitted(item={"preloaded": False}, encoder_dim=8)
+    assert first.shape == (len(NAMES), 64)
+    start = method.item_table(train_view(rows=SEQUENCES), context())
+    start = start / np.sqrt(np.square(start).mean())
+    assert not np.allclose(method.model.inputs.table.detach().numpy(), start, atol=1e-4)
+
+
+def test_a_table_of_other_size_is_refused(tmp_path):
+    np.save(tmp_path / "small.npy", np.zeros((3, 8)))
+    with pytest.raises(InputError, match="3 rows, but the data set has 10 items"):
+        fitted(table=str(tmp_path / "small.npy"))
+
+
+TITLE, TEXT_ID, VECTOR = Style(), Style(marker=True, identity="token"), Style(marker=True, identity="vector")
+
+
+@pytest.mark.parametrize(
+    ("config", "styles", "printed"),
+    [
+        ({}, (TEXT_ID, VECTOR), "encoder=SASRec"),
+        ({"encoder": "caser"}, (TEXT_ID, VECTOR), "encoder=Caser"),
+        ({"encoder": "svd"}, (TEXT_ID, VECTOR), "not printed"),
+        (
+            {"item": {"title": False}},
+            (Style(False, True, "token"), Style(False, True, "vector")),
+            "w/o textual feature",
+        ),
+        ({"item": {"item_id": False}}, (TITLE, TITLE), "w/o item ID representation"),
+        ({"item": {"iid_tokens": False}}, (TITLE, VECTOR), "w/o IID tokens"),
+        ({"item": {"preloaded": False}}, (TEXT_ID, VECTOR), "w/o pre-loaded item embeddings"),
+        ({"contrast": {"item": False}}, (TEXT_ID, VECTOR), "contrastive=U-T only"),
+        ({"contrast": {"user": False}}, (TEXT_ID, VECTOR), "contrastive=I-I only"),
+        ({"contrast": {"user": False, "item": False}}, (TEXT_ID, VECTOR), "w/o contrastive alignment"),
+        ({"stages": [1]}, (TEXT_ID,), "stage 1 only"),
+        ({"stages": [2]}, (VECTOR,), "stage 2 only"),
+        ({"stages": [2], "encoder": "caser"}, (VECTOR,), "not printed"),
+        ({"stages": [2], "item": {"title": False}}, (Style(False, True, "vector"),), "not printed"),
+        ({"stage1": {"prompt": "text_only"}}, (TITLE, VECTOR), "not printed"),
+        ({"item": {"iid": "digits"}}, (Style(True, True, "digits"), VECTOR), "encoder=SASRec"),
+        ({"item": {"name": "number", "item_id": False}}, (TITLE, TITLE), "not printed"),
+    ],
+)
+def test_switches(config, styles, printed):
+    method = RSLLM(RSLLMConfig(**config))
+    assert tuple(method.styles()) == styles
+    assert method.style == styles[-1]
+    assert method.published_variant() == printed
+
+
+def test_the_names_of_the_printed_rows():
+    variants = {row.variant for row in published.rows() if row.method == "rsllm"}
+    (names,) = (mark.args[1] for mark in test_switches.pytestmark)
+    assert {printed for _, _, printed in names} - {"not printed"} == variants - {"encoder=GRU4Rec", "full", "two-stage"}
+
+
+@pytest.mark.parametrize(
+    "config", [{"stages": [1]}, {"item": {"title": False}}, {"item": {"iid": "digits"}}, {"item": {"name": "number"}}]
+)
+def test_rows_of_the_ablation_run(config, table):
+    method = fitted(table=table, **config)
+    histories = train_view(rows=SEQUENCES).sequences.last(3)
+    candidates = np.tile(np.arange(6), (len(histories), 1))
+    assert method.choose(histories, candidates).picked.shape == (4,)
+    assert (method.model.inputs.projector is None) == (config == {"stages": [1]})
+
+
+def test_the_curriculum_of_llara():
+    assert [vector_share("on", share) for share in (0.0, 0.25, 1.0)] == [0.0, 0.25, 1.0]
+    assert [vector_share("two_stage", share) for share in (0.0, 0.49, 0.5)] == [0.0, 0.0, 1.0]
+    assert vector_share("text_only", 0.9) == 0.0
+    assert vector_share("hybrid_only", 0.0) == 1.0
+    assert made("llara").style == LLARA
+    text = made("llara", curriculum="text_only")
+    assert text.style == LLARA_TEXT
+    assert text.item_table(train_view(), context()) is None
+    assert text.model.inputs.projector is None
+    assert text.published_variant() == "not printed"
+
+
+def test_llara_shows_vectors_more_and_more_often(table, monkeypatch):
+    shown = []
+    method = registry.get("llara")
+    original = method._pool
+    monkeypatch.setattr(
+        method, "_pool", lambda self, maker, style, *rest: shown.append(style) or original(self, maker, style, *rest)
+    )
+    fitted("llara", table=table, epochs=12, patience=99, batch=1, examples=2)
+    half = len(shown) // 2
+    counts = [sum(style == LLARA for style in part) for part in (shown[:half], shown[half:])]
+    assert counts[0] < counts[1] < half
+    assert set(shown) == {LLARA, LLARA_TEXT}
+
+
+def test_tallrec_tunes_queries_and_values_on_text():
+    config = registry.configure("tallrec", {})
+    assert config.lora.targets == ("q_proj", "v_proj")
+    method = fitted("tallrec")
+    assert method.model.inputs.projector is None
+    assert method.parameters()[1] > 0
+
+
+def test_examples_hold_the_target_and_what_its_user_never_took():
+    names = [*NAMES[:9], NAMES[4]]  # items 4 and 9 are shown alike
+    maker = ExampleMaker(train_view(rows=SEQUENCES), names, 2, 20)
+    rng = np.random.default_rng(0)
+    for row, items in enumerate(SEQUENCES):
+        for place in range(1, 4):
+            example = maker.example(row, place, rng)
+            assert example.target == items[place]
+            assert example.history.tolist() == list(items[max(place - 2, 0) : place])
+            others = [item for item in example.candidates.tolist() if item != example.target]
+            assert len(others) == len(example.candidates) - 1
+            assert not set(others) & set(items)
+            shown = [names[item] for item in example.candidates]
+            assert len(set(shown)) == len(shown)
+    few = ExampleMaker(train_view(rows=SEQUENCES), NAMES, 2, 3)
+    assert len(few.example(0, 2, rng).candidates) == 3
+
+
+def test_targets_of_an_epoch():
+    maker = ExampleMaker(train_view(rows=(*SEQUENCES, (5,), (6, 7))), NAMES, 2, 5)
+    every = maker.places(0, 1, np.random.default_rng(0))
+    assert sorted(every.tolist()) == [[r, p] for r in range(4) for p in (1, 2, 3)] + [[5, 1]]
+    some = maker.places(1, 3, np.random.default_rng(0))
+    assert sorted(some.tolist()) == [[0, 3], [1, 3], [2, 3], [3, 3], [5, 1]]
+    assert not np.array_equal(every, maker.places(0, 1, np.random.default_rng(1)))
+
+
+def test_a_step_is_made_when_it_is_asked_for():
+    made_pools = []
+
+    def make(places, rng):
+        made_pools.append(len(places))
+        return Pool([], [], places[:, 0])
+
+    places = np.zeros((10, 2), dtype=np.int64)
+    steps = list(pooled_batches(places, 4, 3, lambda share: make, np.random.default_rng(0)))
+    assert len(steps) == 3
+    assert not made_pools
+    assert [len(step.part(0, 1).pools) for step in steps] == [1, 1, 1]
+    assert made_pools == [3, 1, 3, 1, 2]
+
+
+def test_parts_of_a_step_weigh_as_the_whole():
+    method = made()
+    style = style_of(method.config, 2)
+    batch = batch_of(pool_of(method, style), pool_of(method, style, seed=4))
+    loss = AnswerLoss(method.model, positions=10**9, gamma=0.3, beta=0.4)
+    whole = float(loss(batch).detach())
+    parts = sum(float(loss(batch.part(first, first + 1)).detach()) for first in range(2))
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert len(batch.levels) == sum(int(np.isin(row.kinds, (ANSWER, END)).sum()) for p in batch.pools for row in p.rows)
