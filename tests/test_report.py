@@ -185,3 +185,24 @@ def test_axes_hold_what_they_show():
             assert values[0] <= low
             assert values[-1] >= high
             assert len(values) > 1
+
+
+def test_pictures_of_every_figure(tmp_path, command):
+    """Names with a dollar sign would be formulas to matplotlib; a second drawing gives the same bytes."""
+    pytest.importorskip("matplotlib")
+    results = tmp_path / "results"
+    parts = {"short_history": {"users": 2, "metrics": {"ndcg@10": {"mean": 0.5, "low": 0.2, "high": 0.8}}}}
+    for label, ranks, variant in (("$a", [1, 1, 1, 0], None), ("$b", [1, 0, 0, 0], "none"), ("c", [1, 1, 0, 0], "DKI")):
+        add(results, label, 0, ranks, method="eager_llm", published_as="EAGER-LLM", published_variant=variant,
+            stages=ALPHA if label == "c" else {},
+            slices=parts)  # fmt: skip
+    code, said, _ = command("plot", "--results", results, "--output", tmp_path / "one", "--format", "svg")
+    assert code == 0
+    written = [Path(line) for line in said.splitlines()]
+    assert [path.stem.removeprefix("amazon2014-beauty-full-tiny-") for path in written] == [
+        "train_seconds", "users_per_second", "slices", "curve0-alpha", "settings-eager_llm",
+    ]  # fmt: skip
+    assert "$a" in written[0].read_text()
+    command("plot", "--results", results, "--output", tmp_path / "two", "--format", "svg")
+    assert [path.read_bytes() for path in written] == [(tmp_path / "two" / path.name).read_bytes() for path in written]
+    assert command("plot", "--results", results, "--output", tmp_path, "--format", "gif")[0] == 2

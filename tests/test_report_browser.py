@@ -78,20 +78,20 @@ def test_sorting_by_mouse_and_keyboard(opened):
 
 
 def test_filters(opened):
-    page = opened.page
-    said = page.locator(".filters output")
+    page, filters = opened.page, opened.page.locator(".filters")
+    said = filters.locator("output")
     assert said.inner_text() == "3 of 3 tables, 6 of 6 rows"
-    page.get_by_label("Data set").select_option("ml-100k")
+    filters.get_by_label("Data set").select_option("ml-100k")
     assert said.inner_text() == "2 of 3 tables, 2 of 6 rows"
-    page.get_by_label("Protocol").select_option("20 candidates")
+    filters.get_by_label("Protocol").select_option("20 candidates")
     assert page.locator("section[data-t]:visible h2").all_inner_texts() == [
         "MovieLens-100K\n20 candidates · tier tiny · 4 users · 1 seed"
     ]
     page.get_by_role("button", name="Show all").click()
-    page.get_by_label("generative").uncheck()
+    filters.get_by_label("generative").uncheck()
     assert opened.names() == ["silver", HOSTILE]
-    page.get_by_label("generative").check()
-    page.get_by_label("Method").fill("SILV")
+    filters.get_by_label("generative").check()
+    filters.get_by_label("Method").fill("SILV")
     assert opened.names() == ["silver"]
     assert said.inner_text() == "1 of 3 tables, 1 of 6 rows"
 
