@@ -95,6 +95,8 @@ def leaderboard(results: str | Path = "results", dataset: str | None = None) -> 
 
 def _standings(board: Leaderboard) -> Standings:
     frame = Standings([_line(table, row) for table in board.tables for row in table.rows])
+    for column in [name for name in frame.columns if name.endswith(" tied")]:
+        frame[column] = frame[column].eq(True)  # a row without the metric is not tied: the column can select rows
     frame.board = board
     return frame
 

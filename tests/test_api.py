@@ -25,6 +25,7 @@ def test_leaderboard_is_a_pandas_table(results):
     assert (gold["recall@10"], gold["recall@10 low"], gold["recall@10 high"]) == (0.75, 0.25, 1.0)
     assert gold["recall@10 tied"]
     assert (gold["family"], gold["train_seconds"], gold["seeds"]) == ("generative", 600.0, 1)
+    assert board["recall@10 tied"].dtype == bool
     assert board.query("name == 'bronze'")["reason_missing"].item().startswith("out of memory")
     assert type(board.sort_values("ndcg@10").head(2)) is pd.DataFrame
     assert set(leaderboard(results, "ml-100k")["protocol"]) == {"full", "cand20"}
