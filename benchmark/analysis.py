@@ -17,6 +17,7 @@ import numpy as np
 from tabulate import tabulate
 
 from genrec_bench.benchmark.evaluate import Answers, evaluate
+from genrec_bench.benchmark.plots import pyplot
 from genrec_bench.benchmark.recommend import KeptRun
 from genrec_bench.benchmark.tables import clean
 from genrec_bench.datasets.errors import InputError
@@ -116,18 +117,10 @@ class Analysis:
             lines, headers=heads, disable_numparse=True
         )
 
-    def curves(self) -> dict[str, dict[str, float]]:
-        """What validation said of each value that the method tried: the stages of the record whose keys are numbers."""
-        return {
-            stage: {value: float(str(score)) for value, score in values.items()}
-            for stage, values in self.kept.record.stages.items()
-            if len(values) > 2 and all(_is_number(value) for value in values)
-        }
-
     def report(self, user: str | None = None) -> str:
         """All of it as text."""
         record, parts = self.kept.record, []
-        for stage, curve in self.curves().items():
+        for stage, curve in self.kept.record.curves().items():
             parts.append(f"{stage}, on validation\n" + tabulate([list(curve.values())], list(curve), floatfmt=".4f"))
         if len(self.methods) > 1:
             heads = ["users whom ... serves", "users", "of them the whole serves"]
@@ -144,7 +137,7 @@ class Analysis:
 
     def draw(self, folder: Path) -> list[Path]:
         """Pictures of it, as PNG files in ``folder``."""
-        plots = _pyplot()
+        plots = pyplot()
         folder.mkdir(parents=True, exist_ok=True)
         written = []
 
@@ -153,7 +146,7 @@ class Analysis:
             figure.savefig(written[-1], dpi=120, bbox_inches="tight")
             plots.close(figure)
 
-        for stage, curve in self.curves().items():
+        for stage, curve in self.kept.record.curves().items():
             save(_curve(plots, stage, curve), stage)
         parts = [name for name in self.hits if name != "whole"]
         if len(parts) == 2:
@@ -195,25 +188,6 @@ def _distinct(numbers: np.ndarray) -> np.ndarray:
     fresh = np.diff(ordered, axis=1, prepend=-1) != 0
     counts: np.ndarray = (fresh & (ordered >= 0)).sum(1)
     return counts
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError('Pictures need matplotlib: pip install "genrec-bench[plots]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _curve(plots: Any, name: str, curve: Mapping[str, float]) -> Any:

@@ -4,6 +4,7 @@ Bad input ends in exit code 2 and one message; an interrupted run in 130; a run 
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,10 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what has a record already.")] = False,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep trained models, for recommend.")] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", help="tensorboard, mlflow or wandb, or NAME=PLACE; may be repeated."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of METHODS x DATASETS x SEEDS, and print the tables."""
@@ -84,7 +89,7 @@ def run(
         chosen = make_suite(given)
     else:
         raise InputError("Give a suite file, or --method and --dataset")
-    _run_and_print(chosen, results, parse_settings(set_ or []), quiet=quiet, force=force, jobs=jobs)
+    _run_and_print(chosen, results, parse_settings(set_ or []), quiet=quiet, force=force, jobs=jobs, track=track or [])
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -103,10 +108,10 @@ def _run_and_print(
     quiet: bool,
     force: bool = False,
     jobs: int | None = None,
+    track: Sequence[str] = (),
 ) -> None:
-    from genrec_bench.benchmark import leaderboard
+    from genrec_bench.benchmark import standings, trackers
     from genrec_bench.benchmark.in_step import run_in_step
-    from genrec_bench.benchmark.progress import Progress
     from genrec_bench.benchmark.runner import Interrupted, run_grid
     from genrec_bench.benchmark.suite import cells, seconds
 
@@ -114,7 +119,7 @@ def _run_and_print(
     if not grid:
         raise InputError("Nothing to run: none of these methods takes part in these protocols")
     together, first = distributed.world_size() > 1, distributed.rank() == 0
-    progress = Progress(quiet or not first)
+    progress = trackers.progress(quiet or not first, track if first else (), results)
     try:
         budget_s = seconds(suite.time_budget) if suite.time_budget else None
         if together:
@@ -134,7 +139,7 @@ def _run_and_print(
     if suite.keep_models and outcome.done + outcome.already:
         progress.say(f"Models that were kept: genrec-bench recommend --results {results}")
     if first:
-        print(leaderboard.render(results, "text", run_ids=outcome.run_ids, bold=sys.stdout.isatty()))
+        print(standings.render(results, "text", run_ids=outcome.run_ids, bold=sys.stdout.isatty()))
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -206,18 +211,32 @@ def methods(
 @app.command()
 def leaderboard(
     results: ResultsOption = DEFAULT_RESULTS,
-    format: Annotated[str, typer.Option("--format", help="text, md, csv, latex or json.")] = "text",
+    format: Annotated[str, typer.Option("--format", help="text, md, csv, latex, json or html.")] = "text",
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only this data set.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write to this file instead of printing.")] = None,
 ) -> None:
     """Tables of all records: intervals, ties with the best, cost, printed numbers beside measured ones."""
-    from genrec_bench.benchmark import leaderboard as tables
+    from genrec_bench.benchmark import standings
 
-    text = tables.render(results, format, dataset=dataset)
+    text = standings.render(results, format, dataset=dataset)
     if output is None:
         print(text)
     else:
         _write(output, text)
+
+
+@app.command()
+def plot(
+    output: Annotated[Path, typer.Option("--output", help="Folder of the pictures.")],
+    results: ResultsOption = DEFAULT_RESULTS,
+    format: Annotated[str, typer.Option("--format", help="png or svg.")] = "png",
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only this data set.")] = None,
+) -> None:
+    """The report's figures as files: quality against cost, slices, curves, settings, ranks over data sets."""
+    from genrec_bench.benchmark import plots
+
+    for path in plots.draw(results, output, format, dataset):
+        print(path)
 
 
 def _write(path: Path, text: str) -> None:
@@ -237,6 +256,32 @@ def compare(
     from genrec_bench.benchmark import compare as comparison
 
     print(comparison.render(results, a, b))
+
+
+@app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(help="Folder of a run's record: RESULTS/DATASET/METHOD/RUN.")],
+    output: Annotated[Path | None, typer.Option("--output", help="File or folder (default: here).")] = None,
+) -> None:
+    """Pack a run (rankings, config, provenance) for another leaderboard, once its numbers have been verified."""
+    from genrec_bench.benchmark import submission
+
+    print(submission.pack(run, output))
+
+
+@app.command()
+def verify(
+    package: Annotated[Path, typer.Argument(help="Package that `submit` wrote, or a run's folder.")],
+    add: Annotated[bool, typer.Option("--add", help="Store it among the records, marked as an outside one.")] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+) -> None:
+    """Recompute a run's metrics from its rankings; refuse other data, other rules or other numbers, with the reason."""
+    from genrec_bench.benchmark import submission
+
+    verified = submission.verify(package)
+    print(verified)
+    if add:
+        print(submission.add(verified, results))
 
 
 @app.command("new-method")

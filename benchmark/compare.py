@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from genrec_bench.benchmark import leaderboard, statistics, tables
-from genrec_bench.benchmark.leaderboard import Entry, LoadRanks
+from genrec_bench.benchmark import standings, statistics, tables
 from genrec_bench.benchmark.records import Record
+from genrec_bench.benchmark.standings import Entry, LoadRanks
 from genrec_bench.benchmark.statistics import Interval
 from genrec_bench.benchmark.tables import Key
 from genrec_bench.datasets.errors import InputError, unknown
@@ -47,7 +47,7 @@ def compare(found: Sequence[Record], a: str, b: str, load_ranks: LoadRanks) -> l
 
     Raises InputError where a name is unknown, stands for several rows of one table, or the two never met.
     """
-    groups = leaderboard.group(found, [], load_ranks)
+    groups = standings.group(found, [], load_ranks)
     known = {name for group in groups for entry in group.entries for name in _names(entry)}
     for name in (a, b):
         if name not in known:
@@ -84,7 +84,7 @@ def _pick(entries: Sequence[Entry], name: str) -> Entry | None:
 
 
 def _comparison(key: Key, one: Entry, other: Entry, metric: str) -> Comparison:
-    a, b = leaderboard.aligned([one, other], metric).values()
+    a, b = standings.aligned([one, other], metric).values()
     difference = statistics.differences(a, b)
     single_runs = len(one.runs) == len(other.runs) == 1
     return Comparison(
@@ -104,7 +104,7 @@ def render(results_dir: Path, a: str, b: str, format: str = "text", report: Call
     """The comparison as text ("text" or "md"), without a newline at the end."""
     if format not in ("text", "md"):
         raise unknown("format", format, ["text", "md"])
-    found, _, load_ranks = leaderboard.load(results_dir, report)
+    found, _, load_ranks = standings.load(results_dir, report)
     if not found:
         raise InputError(f"{results_dir} holds no records to compare: run something first, or give --results")
     escape = tables.clean if format == "text" else tables.escape_markdown

@@ -25,6 +25,7 @@ class Answers:
     ranks: np.ndarray  # (B,) int64, 0: target not in the list (full), invalid answer (cand20)
     ranking: Ranking | None  # full protocol only
     seconds: float  # of the method, not of the metrics
+    picks: Ranking | None = None  # candidate protocol only: see `picks`
 
 
 def evaluate(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int) -> Answers:
@@ -55,7 +56,38 @@ def _candidates(method: Method, held_out: HeldOut) -> Answers:
     check_choice(choice, candidates)
     target_column = (candidates == held_out.targets[:, None]).argmax(1)
     ranks = metrics.candidate_ranks(choice.picked, choice.scores, target_column, candidates.shape[1])
-    return Answers(ranks, None, seconds)
+    return Answers(ranks, None, seconds, picks(choice, candidates))
+
+
+def picks(choice: Choice, candidates: np.ndarray) -> Ranking:
+    """What is stored of a choice, so that its ranks can be computed again: a row's candidates, best first.
+
+    Without scores the one that was picked; nothing but -1 in the row of an invalid answer.
+    """
+    valid = choice.picked >= 0
+    rows = np.arange(len(candidates))
+    if choice.scores is None:
+        items = np.where(valid, candidates[rows, np.maximum(choice.picked, 0)], -1)[:, None]
+        return Ranking(items, np.zeros(items.shape, dtype=np.float32))
+    order = np.argsort(-choice.scores, axis=1, kind="stable")
+    items = np.where(valid[:, None], np.take_along_axis(candidates, order, axis=1), -1)
+    return Ranking(items, np.take_along_axis(choice.scores, order, axis=1))
+
+
+def picked_ranks(stored: Ranking, held_out: HeldOut) -> np.ndarray:
+    """The (B,) ranks that `picks` were made from; MethodFault where they cannot be picks of these candidates."""
+    candidates, items = held_out.candidates, stored.items
+    assert candidates is not None  # by_sequence always draws them
+    invalid = (items == -1).all(axis=1)
+    if items.shape == (len(candidates), 1):
+        if not (invalid | (items == candidates).any(axis=1)).all():
+            raise MethodFault("a pick that is no candidate")
+        return np.where(invalid, 0, np.where(items[:, 0] == held_out.targets, 1, 2))
+    if items.shape != candidates.shape or not np.array_equal(np.sort(items[~invalid]), np.sort(candidates[~invalid])):
+        raise MethodFault("lists that are not the candidates")
+    if np.isnan(stored.scores).any():
+        raise MethodFault("score NaN")
+    return metrics.target_ranks(items, stored.scores, held_out.targets, candidates.shape[1])
 
 
 def check_candidates(held_out: HeldOut) -> None:

@@ -94,7 +94,7 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
     record = _record(cell, identity, data, split, method, answers, selected, train_seconds, threads, device)
     record = record.model_copy(update={"variants": variants, "stages": events.stages})
     users = records.users_table(split.test, split.train.item_counts())
-    records.write(results, record, answers.ranks, answers.ranking, users, events.path)
+    records.write(results, record, answers.ranks, answers.ranking or answers.picks, users, events.path)
     if keep_model:  # after the record, before the checkpoint goes: a full disk or a kill here costs nothing
         _guard(lambda: models.keep(method, identity), "save")
     shutil.rmtree(work, ignore_errors=True)

@@ -11,9 +11,11 @@ A corrupt record is an InputError for whoever asks for it, and a line among the 
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -137,6 +139,22 @@ class Record(_Part):
     provenance: Provenance
     variants: list[Variant] = []
     stages: dict[str, dict[str, JsonValue]] = {}
+    outside: bool = False  # verified from a package of somebody else's, not run here
+
+    def curves(self) -> dict[str, dict[str, float]]:
+        """What validation said of each value that the method tried: the stages whose keys are all numbers."""
+        return {
+            stage: {value: float(str(score)) for value, score in values.items()}
+            for stage, values in self.stages.items()
+            if len(values) > 2 and all(_is_number(text) for pair in values.items() for text in pair)
+        }
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return math.isfinite(float(str(value)))
+    except ValueError:
+        return False
 
 
 class Failure(_Part):
@@ -223,8 +241,10 @@ def check(record: Record, ranks: np.ndarray) -> list[str]:
     found = metrics.check_arithmetic(means)
     if record.evaluated_users != len(ranks):
         found.append(f"evaluated_users is {record.evaluated_users}, but there are {len(ranks)} ranks")
-    for name, values in metrics.per_user(np.asarray(ranks), record.protocol.name).items():
-        mean = float(values[~np.isnan(values)].mean()) if np.isfinite(values).any() else None
+    distinct, counts = np.unique(np.asarray(ranks), return_counts=True)
+    for name, values in metrics.per_user(distinct, record.protocol.name).items():
+        counting = ~np.isnan(values)
+        mean = float(np.average(values[counting], weights=counts[counting])) if counting.any() else None
         stated = means.get(name)
         if (mean is None) != (stated is None) or (mean is not None and abs(mean - (stated or 0.0)) > 1e-9):
             found.append(f"{name} is {stated}, but the ranks give {mean}")
@@ -252,8 +272,8 @@ def read(run_dir: Path) -> Record:
 
 def read_ranks(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Users (U,) int64 ascending, and the rank of each one's held-out item (U,) int64."""
-    table = storage.read_parquet(Path(run_dir) / "ranks.parquet", ("user", "rank"))
-    return table["user"].to_numpy(np.int64), table["rank"].to_numpy(np.int64)
+    table = storage.read_table(Path(run_dir) / "ranks.parquet", ("user", "rank"))  # without pandas: there are thousands
+    return table["user"].to_numpy().astype(np.int64), table["rank"].to_numpy().astype(np.int64)
 
 
 def read_rankings(run_dir: Path) -> "tuple[np.ndarray, Ranking]":
@@ -341,9 +361,13 @@ def _read_each(
 
 def _read_model(path: Path, model: type[Stored]) -> Stored:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    with suppress(ValidationError):  # the short way for a good record; for any other, the way that says what is wrong
+        return model.model_validate_json(raw)
+    try:
+        content: Any = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     version = content.get("schema") if isinstance(content, dict) else None

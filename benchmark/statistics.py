@@ -6,6 +6,7 @@ and where a user counts under some seeds only, the share of those seeds is the u
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat
@@ -100,6 +101,21 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> float:
     return float(2.0 * stats.t.sf(abs(difference.mean() / error), len(difference) - 1))
 
 
+def _paired_ts(one: np.ndarray, others: Sequence[np.ndarray]) -> list[float]:
+    """`paired_t` of ``one`` against each of ``others``, with one call of SciPy's slow distribution."""
+    from scipy import stats
+
+    found = [differences(one, other) for other in others]
+    p = np.ones(len(found))
+    moved = [place for place, each in enumerate(found) if len(each) >= 2 and each.any()]
+    sizes = np.array([len(found[place]) for place in moved])
+    means = np.array([found[place].mean() for place in moved])
+    errors = np.array([found[place].std(ddof=1) for place in moved]) / np.sqrt(sizes)
+    with np.errstate(divide="ignore"):  # no spread, yet a difference: p is 0
+        p[moved] = 2.0 * stats.t.sf(np.abs(means / errors), sizes - 1)
+    return p.tolist()
+
+
 def sign_flip(a: np.ndarray, b: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
     """Two-sided p of the paired sign-flip permutation test, the observed assignment counted as one of them."""
     difference = differences(a, b)
@@ -151,6 +167,36 @@ def tied_with_best(
     if best not in counting:
         best = max(sorted(counting), key=lambda name: float(np.nanmean(counting[name])))
     others = [name for name in counting if name != best]
-    adjusted = holm([paired_t(counting[best], counting[name]) for name in others])
+    adjusted = holm(_paired_ts(counting[best], [counting[name] for name in others]))
     tied = {best: True, **{name: p >= significance for name, p in zip(others, adjusted, strict=True)}}
     return {name: tied.get(name, False) for name in values}
+
+
+class Friedman(NamedTuple):
+    """Ranks over data sets, the test that all methods are alike, and the least difference of two average ranks."""
+
+    average_ranks: tuple[float, ...]  # 1 is best; ties share the mean of their ranks
+    statistic: float  # Iman and Davenport's F, infinite where all data sets agree
+    p: float
+    critical_difference: float
+
+
+def friedman(values: np.ndarray) -> Friedman:
+    """Friedman's test and Nemenyi's critical difference at 5%; ``values`` (N data sets, k methods), higher is better.
+
+    Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets" (JMLR 2006), section 3.2.2.
+    """
+    from scipy import stats
+
+    datasets, methods = values.shape
+    if datasets < 2 or methods < 2:
+        raise ValueError("Friedman's test needs two data sets and two methods")
+    ranks = stats.rankdata(-values, axis=1).mean(axis=0)
+    spread = float((ranks**2).sum()) - methods * (methods + 1) ** 2 / 4
+    chi_squared = 12 * datasets / (methods * (methods + 1)) * spread
+    rest = datasets * (methods - 1) - chi_squared
+    statistic = (datasets - 1) * chi_squared / rest if rest > 1e-9 else float("inf")
+    p = float(stats.f.sf(statistic, methods - 1, (methods - 1) * (datasets - 1)))
+    quantile = float(stats.studentized_range.ppf(1 - SIGNIFICANCE, methods, np.inf)) / np.sqrt(2)
+    width = quantile * np.sqrt(methods * (methods + 1) / (6 * datasets))
+    return Friedman(tuple(ranks.tolist()), statistic, p, float(width))

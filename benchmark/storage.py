@@ -71,15 +71,20 @@ def publish(unfinished: Path, folder: Path) -> None:
 
 def read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """The whole table; InputError where it is missing, corrupt or has other columns."""
+    return read_table(path, columns).to_pandas()
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> pa.Table:
+    """`read_parquet` as an Arrow table."""
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        table = pq.ParquetFile(io.BytesIO(path.read_bytes())).read(use_threads=False)  # files are small
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a Parquet file: {error}") from None
     if table.column_names != list(columns):
         raise InputError(f"{path}: columns {', '.join(table.column_names)}, expected {', '.join(columns)}")
-    return table.to_pandas()
+    return table
 
 
 def parquet_bytes(table: pa.Table, delta: tuple[str, ...]) -> bytes:

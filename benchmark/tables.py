@@ -99,6 +99,8 @@ class Row:
     runs: tuple[str, ...] = ()
     reason_missing: str | None = None
     missing_seeds: Mapping[int, str] = field(default_factory=dict)
+    family: str = ""
+    outside: bool = False  # verified from somebody else's package, not run here
 
 
 class State(NamedTuple):
@@ -169,7 +171,7 @@ CSV_COLUMNS = (
     "dataset", "dataset_sha256", "protocol", "mask_seen", "tier", "method", "label", "overrides", "seeds", "users",
     "metric", "mean", "low", "high", "sd_over_seeds", "best", "tied_with_best", "published", "paper", "paper_table",
     "verdict", "parameters", "trainable_parameters", "train_seconds", "users_per_second", "peak_memory_mib", "device",
-    "runs", "reason_missing",
+    "runs", "reason_missing", "family", "outside",
 )  # fmt: skip
 
 
@@ -225,27 +227,29 @@ def _range(counts: Sequence[int], what: str) -> str:
     return f"{low:,} {what}{'' if low == 1 else 's'}" if low == high else f"{low:,}-{high:,} {what}s"
 
 
-def _parameters(count: int) -> str:
+def parameters(count: int) -> str:
+    """``1.2 M``."""
     for size, unit in ((10**9, "B"), (10**6, "M")):
         if count >= size / 10:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1000:.0f} k" if count >= 1000 else str(count)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``86 s``, ``3 min``, ``2.5 h``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _costs(row: Row) -> list[str]:
+def costs(row: Row) -> list[str]:
     """Parameters, training time, users a second, peak memory; empty for a row without runs."""
     if row.cost is None:
         return [""] * 4
     cost = row.cost
     return [
-        _parameters(cost.parameters),
-        _duration(cost.train_seconds),
+        parameters(cost.parameters),
+        duration(cost.train_seconds),
         f"{cost.users_per_second:,.0f}",
         f"{cost.peak_memory_mib:,.0f}",
     ]
@@ -303,7 +307,7 @@ def _text_cells(row: Row, names: Sequence[str]) -> list[str]:
     paper = (
         "-" if beside is None else f"{beside.value:.4f} {beside.verdict.replace('different protocol', 'other rules')}"
     )
-    return [*cells, *_costs(row), paper]
+    return [*cells, *costs(row), paper]
 
 
 def _text_line(cells: Sequence[str], widths: Sequence[int], bold: Sequence[bool] = ()) -> str:
@@ -339,7 +343,7 @@ def _markdown_table(table: Table) -> str:
         cells = [_markdown_cell(row.metrics.get(name)) for name in wide]
         end = escape_markdown(_papers(row, wide) if row.runs else _reason(row))
         counts = [f"{row.users:,}", str(len(row.seeds))] if row.runs else ["", ""]
-        lines.append([escape_markdown(row.name), *counts, *cells, *_costs(row), end])
+        lines.append([escape_markdown(row.name), *counts, *cells, *costs(row), end])
     grid = tabulate(lines, head, tablefmt="pipe", disable_numparse=True)
     notes = [f"- {escape_markdown(note)}" for note in table.notes]
     legend = "Best bold, \\* tied with best; 95% intervals over users."
@@ -368,7 +372,7 @@ def _latex_table(table: Table) -> str:
             continue
         cells = [_latex_cell(row.metrics.get(name), _second(table, name)) for name in wide]
         end = escape_latex(_papers(row, wide))
-        line = [escape_latex(row.name), f"{row.users:,}", str(len(row.seeds)), *cells, *_costs(row), end]
+        line = [escape_latex(row.name), f"{row.users:,}", str(len(row.seeds)), *cells, *costs(row), end]
         lines.append(" & ".join(line) + r" \\")
     return "\n".join(
         [
@@ -424,6 +428,8 @@ def _json_row(key: Key, row: Row) -> dict[str, Any]:
         "runs": list(row.runs),
         "reason_missing": row.reason_missing,
         "missing_seeds": {str(seed): reason for seed, reason in row.missing_seeds.items()},
+        "family": row.family,
+        "outside": row.outside,
     }
 
 
@@ -438,7 +444,8 @@ def _csv_lines(key: Key, row: Row) -> list[dict[str, Any]]:
         "label": escape_csv(row.label),
         "overrides": json.dumps(dict(row.overrides), sort_keys=True) if row.overrides else "",
         "seeds": " ".join(map(str, row.seeds)), "users": row.users, "runs": " ".join(row.runs),
-        "reason_missing": escape_csv(row.reason_missing or ""),
+        "reason_missing": escape_csv(row.reason_missing or ""), "family": escape_csv(row.family),
+        "outside": row.outside,
     }  # fmt: skip
     if not row.runs:
         return [same]

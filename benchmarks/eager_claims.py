@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from genrec_bench.benchmark import leaderboard, statistics
+from genrec_bench.benchmark import standings, statistics
 from genrec_bench.benchmark.compare import compare
 from genrec_bench.datasets.errors import InputError
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--keep-seen", action="store_true", help="the records that keep seen items")
     arguments = parser.parse_args()
-    found, _, load_ranks = leaderboard.load(arguments.results)
+    found, _, load_ranks = standings.load(arguments.results)
     wanted = [
         record
         for record in found

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from test_leaderboard import BEAUTY, CAND20, FULL, add
 
-from genrec_bench.benchmark import compare, leaderboard, statistics
+from genrec_bench.benchmark import compare, standings, statistics
 from genrec_bench.datasets.errors import InputError
 
 A = [1] * 12 + [0] * 8  # users found by a
@@ -20,7 +20,7 @@ def results(tmp_path):
 
 
 def comparisons(results, a="a", b="b"):
-    found, _, load_ranks = leaderboard.load(results)
+    found, _, load_ranks = standings.load(results)
     return compare.compare(found, a, b, load_ranks)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_records import make_failure, make_record, make_users
 
-from genrec_bench.benchmark import leaderboard, metrics, records, statistics
+from genrec_bench.benchmark import metrics, records, standings, statistics
 from genrec_bench.datasets.errors import InputError
 
 BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 9, "items": 20, "interactions": 99}
@@ -55,11 +55,11 @@ def results(tmp_path: Path) -> Path:
 
 
 def rows(results: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads(leaderboard.render(results, "json", **options))}
+    return {row["name"]: row for row in json.loads(standings.render(results, "json", **options))}
 
 
 def test_text_golden(results):
-    title, *lines = leaderboard.render(results, "text").splitlines()
+    title, *lines = standings.render(results, "text").splitlines()
     assert title == (
         "Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds"
         "   (best **, * tied with best)"
@@ -74,12 +74,12 @@ def test_text_golden(results):
 
 
 def test_the_best_is_bold_on_a_terminal(results):
-    line = leaderboard.render(results, "text", bold=True).splitlines()[2]
+    line = standings.render(results, "text", bold=True).splitlines()[2]
     assert line.startswith("alpha     \x1b[1m0.7500 [.2500,1.0000]\x1b[0m    \x1b[1m0.7500")
 
 
 def test_markdown_golden(results):
-    lines = leaderboard.render(results, "md").splitlines()
+    lines = standings.render(results, "md").splitlines()
     assert lines[0] == "### Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:]]
     assert cells[0][:5] == ["method", "users", "seeds", "Recall@5", "Recall@10"]
@@ -91,7 +91,7 @@ def test_markdown_golden(results):
 
 
 def test_json_golden(results):
-    found = json.loads(leaderboard.render(results, "json"))
+    found = json.loads(standings.render(results, "json"))
     assert [row["name"] for row in found] == ["alpha", "beta", "tiger"]
     alpha, beta, tiger = found
     assert alpha["metrics"]["recall@10"] == {
@@ -116,7 +116,7 @@ def test_json_golden(results):
 
 
 def test_csv_has_a_line_a_metric_and_one_for_an_empty_cell(results):
-    lines = list(csv.DictReader(io.StringIO(leaderboard.render(results, "csv"))))
+    lines = list(csv.DictReader(io.StringIO(standings.render(results, "csv"))))
     assert len(lines) == 9 + 9 + 1
     recall = next(line for line in lines if (line["label"], line["metric"]) == ("beta", "recall@10"))
     assert (recall["mean"], recall["low"], recall["high"], recall["sd_over_seeds"]) == ("0.25", "0.0", "0.5", "0.0")
@@ -125,7 +125,7 @@ def test_csv_has_a_line_a_metric_and_one_for_an_empty_cell(results):
 
 
 def test_latex_golden(results):
-    text = leaderboard.render(results, "latex")
+    text = standings.render(results, "latex")
     assert r"\textbf{0.7500} {\scriptsize [0.2500, 1.0000]}" in text
     assert r"\underline{0.2500}$^\dagger$ {\scriptsize [0.0000, 0.5000]}" in text
     assert r"tiger & \multicolumn{11}{l}{missing: out of memory} \\" in text
@@ -140,7 +140,7 @@ def test_names_and_reasons_are_escaped_in_every_form(tmp_path):
     add(tmp_path, HOSTILE, 0, [1, 0, 0, 0])
     add(tmp_path, "=1+1", 0, [1, 1, 0, 0])
     fail(tmp_path, "tiger", 0, "a | b\nc")
-    forms = {name: leaderboard.render(tmp_path, name) for name in ("text", "md", "csv", "latex", "json")}
+    forms = {name: standings.render(tmp_path, name) for name in ("text", "md", "csv", "latex", "json")}
     assert r"a\|b\_c&amp;d&lt;e&gt;%$\#{}".replace("{}", r"\{\}") + r"\~^\\\*\[x\]\`" in forms["md"]
     assert len({line.replace(r"\|", "").count("|") for line in forms["md"].splitlines() if line.startswith("|")}) == 1
     escaped = r"a\textbar{}b\_c\&d\textless{}e\textgreater{}\%\$\#\{\}\textasciitilde{}\textasciicircum{}"
@@ -163,7 +163,7 @@ def test_text_fits_120_columns(results):
         cost={**make_record().cost.model_dump(), "users_per_second": 123_456.0, "train_seconds": 7000.0},
     )
     fail(results, "tiger", 1, "something long " * 20)
-    lines = leaderboard.render(results, "text").splitlines()
+    lines = standings.render(results, "text").splitlines()
     assert "0.0648 other rules" in lines[-1]
     assert max(len(line) for line in lines if not line.startswith("note: ")) <= 120
 
@@ -176,7 +176,7 @@ def test_the_same_records_give_the_same_bytes(results, tmp_path_factory):
         shutil.copyfile(path, target)
         os.utime(target, (0, 0))
     for form in ("text", "md", "csv", "latex", "json"):
-        assert leaderboard.render(results, form) == leaderboard.render(copy, form)
+        assert standings.render(results, form) == standings.render(copy, form)
 
 
 def test_tables_never_mix_data_protocols_seen_items_or_tiers(results):
@@ -184,7 +184,7 @@ def test_tables_never_mix_data_protocols_seen_items_or_tiers(results):
     add(results, "alpha", 2, [1, 1, 1, 1], dataset={**BEAUTY, "sha256": "11ee"})
     add(results, "alpha", 3, [1, 1, 1, 1], protocol={**FULL, "mask_seen": True, "hash": "bbbbbbbbbbbb"})
     add(results, "alpha", 4, [1, 1, 0, 2], protocol=CAND20)
-    text = leaderboard.render(results, "text")
+    text = standings.render(results, "text")
     titles = [line.split("   ")[0] for line in text.splitlines() if "Beauty" in line]
     assert titles == [
         "Amazon 2014 Beauty · 20 candidates · tier tiny · 4 users · 1 seed",
@@ -214,21 +214,21 @@ def test_candidate_ratio_is_correct_answers_over_valid_answers(tmp_path):
 def test_nothing_valid_is_an_empty_cell(tmp_path):
     add(tmp_path, "m", 0, [0, 0, 0, 0], protocol=CAND20)
     assert set(rows(tmp_path)["m"]["metrics"]) == {"hitratio@1", "validratio"}
-    assert leaderboard.render(tmp_path, "md").splitlines()[-1].split("|")[6].strip() == ""
+    assert standings.render(tmp_path, "md").splitlines()[-1].split("|")[6].strip() == ""
 
 
 def test_a_missing_seed_is_noted_and_a_stale_failure_is_not(results):
     fail(results, "beta", 2, "stopped after 25m", method="sasrec")
     fail(results, "beta", 1, "an earlier try", method="sasrec")
     assert rows(results)["beta"]["missing_seeds"] == {"2": "stopped after 25m"}
-    assert leaderboard.render(results, "text").splitlines()[-1] == "note: beta: seed 2 is missing: stopped after 25m"
+    assert standings.render(results, "text").splitlines()[-1] == "note: beta: seed 2 is missing: stopped after 25m"
 
 
 def test_reasons_that_differ_are_all_shown(tmp_path):
     fail(tmp_path, "tiger", 0, "out of memory")
     fail(tmp_path, "tiger", 1, "no text")
     assert rows(tmp_path)["tiger"]["reason_missing"] == "seed 0: out of memory; seed 1: no text"
-    assert "4 users" not in leaderboard.render(tmp_path, "text")
+    assert "4 users" not in standings.render(tmp_path, "text")
 
 
 def test_rows_that_share_a_label_are_told_apart(tmp_path):
@@ -250,15 +250,15 @@ def test_only_the_asked_for(results):
     assert set(rows(results, dataset="toy")) == {"other"}
     assert set(rows(results, run_ids={"run2"})) == {"alpha"}
     with pytest.raises(InputError, match="Did you mean: toy"):
-        leaderboard.render(results, "text", dataset="tyo")
+        standings.render(results, "text", dataset="tyo")
     with pytest.raises(InputError, match="Did you mean: latex"):
-        leaderboard.render(results, "latx")
+        standings.render(results, "latx")
 
 
 def test_no_records_is_a_clear_error(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="holds no records"):
-            leaderboard.render(folder, "text")
+            standings.render(folder, "text")
 
 
 def test_unreadable_records_are_reported_and_the_others_shown(results, capsys):
@@ -267,7 +267,7 @@ def test_unreadable_records_are_reported_and_the_others_shown(results, capsys):
     reported: list[str] = []
     assert set(rows(results, report=reported.append)) == {"beta", "tiger"}
     assert [("ranks.parquet" in line, "not JSON" in line) for line in reported] == [(False, True), (True, False)]
-    leaderboard.render(results, "csv")
+    standings.render(results, "csv")
     assert capsys.readouterr().err.count("left out: ") == 2
 
 
@@ -290,17 +290,17 @@ def test_states_of_the_same_weights_stand_in_a_grid_of_their_own(results):
             {"name": "adapter off", "metrics": metrics_of, "text": {}},
         ]
         add(results, "two_states", seed, [1, 0, 0, 0], variants=variants)
-    lines = leaderboard.render(results, "text").splitlines()
+    lines = standings.render(results, "text").splitlines()
     at = next(number for number, line in enumerate(lines) if line.split()[:2] == ["method", "state"])
     assert lines[at].split() == ["method", "state", "Recall@10", "NDCG@10", "title", "exact", "title", "F1"]
     assert lines[at + 2].split() == ["two_states", "adapter", "on", "0.3750", "0.5000", "0.7500"]
     assert lines[at + 3].split() == ["two_states", "adapter", "off", "0.3750"]
-    assert "| two\\_states | adapter off | 0.3750" in leaderboard.render(results, "md")
+    assert "| two\\_states | adapter off | 0.3750" in standings.render(results, "md")
 
 
 def test_a_step_of_a_papers_ladder_stands_beside_its_own_figure(tmp_path):
     add(tmp_path, "step", 0, [1, 1, 1, 0], published_as="EAGER-LLM", published_variant="DKI+GCT")
     add(tmp_path, "other", 0, [1, 1, 0, 0], published_as="EAGER-LLM", published_variant="not printed")
-    lines = leaderboard.render(tmp_path, "text").splitlines()
+    lines = standings.render(tmp_path, "text").splitlines()
     assert "0.0781 higher" in lines[2]
     assert lines[3].rstrip().endswith(" -")

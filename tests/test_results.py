@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrec_bench.benchmark import leaderboard, metrics, records, statistics
+from genrec_bench.benchmark import metrics, records, standings, statistics
 
 RESULTS = Path(__file__).parents[1] / "results"
 MAX_BYTES = 20 * 2**20
@@ -33,7 +33,7 @@ def test_every_record_is_readable():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_rebuilt_byte_for_byte(name: str):
-    rendered = leaderboard.render(RESULTS, TABLES[name])
+    rendered = standings.render(RESULTS, TABLES[name])
     assert (RESULTS / name).read_bytes() == (rendered + "\n").encode()
 
 

@@ -22,6 +22,7 @@ from genrec_bench.datasets.errors import InputError, unknown
 
 LoadRanks = Callable[[Record], tuple[np.ndarray, np.ndarray]]  # users (U,) ascending and ranks (U,) of one run
 TIERS = ("tiny", "base", "paper")
+FORMATS = (*tables.FORMATS, "html")
 ORDER_BY = {"full": "recall@10", "cand20": "hitratio@1"}
 
 
@@ -56,11 +57,26 @@ def render(
 ) -> str:
     """The tables of a results folder as text, without a newline at the end; same records, same bytes.
 
-    ``format`` is one of `tables.FORMATS`; ``dataset`` and ``run_ids`` keep only those; ``bold`` allows terminal codes.
+    ``format`` is one of `FORMATS`; ``dataset`` and ``run_ids`` keep only those; ``bold`` allows terminal codes.
     Each unreadable file is one line to ``report`` (default: standard error), and the others are shown.
     """
-    if format not in tables.FORMATS:
-        raise unknown("format", format, tables.FORMATS)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if format == "html":
+        from genrec_bench.benchmark import report as html  # it stands on this module
+
+        return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
+    form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
+    return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
+
+
+def read(
+    results_dir: Path,
+    dataset: str | None = None,
+    run_ids: Collection[str] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> tuple[Leaderboard, dict[str, Record]]:
+    """All tables of a results folder, and the records behind them by run id; the arguments are those of `render`."""
     found, failures, load_ranks = load(results_dir, report)
     names = {record.dataset.name for record in found} | {failure.dataset for failure in failures}
     if dataset is not None and dataset not in names:
@@ -69,8 +85,7 @@ def render(
     missing = [one for one in failures if dataset in (None, one.dataset) and (run_ids is None or one.run_id in run_ids)]
     if not kept and not missing:
         raise InputError(f"{results_dir} holds no records to show: run something first, or give --results")
-    form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
-    return form(build(kept, missing, load_ranks)).rstrip("\n")
+    return build(kept, missing, load_ranks), {record.run_id: record for record in kept}
 
 
 def load(
@@ -133,7 +148,7 @@ def _entries(found: Iterable[Record], load_ranks: LoadRanks) -> list[Entry]:
     # By time of creation: of two runs of one seed (another library version, say) the later one counts.
     for record in sorted(found, key=lambda record: (record.provenance.created, record.run_id)):
         same = (record.method, record.label, _settings(record), str(record.method_version))
-        rows[(*same, record.plugin_sha256 or "")][record.seed] = record
+        rows[(*same, record.plugin_sha256 or "", str(record.outside))][record.seed] = record
     entries = [_entry([runs[seed] for seed in sorted(runs)], load_ranks) for _, runs in sorted(rows.items())]
     _name(entries)
     return entries
@@ -143,9 +158,9 @@ def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
     loaded = [load_ranks(run) for run in runs]
     users = loaded[0][0]
     for other, _ in loaded[1:]:
-        users = np.intersect1d(users, other)
+        users = users if np.array_equal(users, other) else np.intersect1d(users, other)
     per_seed = [
-        metrics.per_user(ranks[np.isin(mine, users)], run.protocol.name)
+        metrics.per_user(ranks if len(mine) == len(users) else ranks[np.isin(mine, users)], run.protocol.name)
         for run, (mine, ranks) in zip(runs, loaded, strict=True)
     ]
     by_metric = {name: [one[name] for one in per_seed] for name in per_seed[0]}
@@ -169,15 +184,20 @@ def _settings(record: Record) -> str:
 def _name(entries: list[Entry]) -> None:
     """Names that differ within a table: the label, and where that is not enough, what was set, and the version."""
     taken: dict[str, int] = defaultdict(int)
+    by_label: dict[str, list[Record]] = defaultdict(list)
+    for entry in entries:
+        by_label[entry.runs[0].label].append(entry.runs[0])
     for entry in entries:
         run = entry.runs[0]
-        same_label = [other.runs[0] for other in entries if other.runs[0].label == run.label]
+        same_label = by_label[run.label]
         entry.name = run.label
         if len({_settings(other) for other in same_label}) > 1:
             settings = ", ".join(f"{key}={value}" for key, value in sorted(run.overrides.items()))
             entry.name += f" ({settings or 'defaults'})"
         if len({(other.method, other.method_version, other.plugin_sha256) for other in same_label}) > 1:
             entry.name += f" [{run.method} v{run.method_version} {(run.plugin_sha256 or '')[:6]}".rstrip() + "]"
+        if run.outside:
+            entry.name += " (outside)"
         taken[entry.name] += 1
         if taken[entry.name] > 1:
             entry.name += f" #{taken[entry.name]}"
@@ -189,6 +209,8 @@ def aligned(entries: Sequence[Entry], metric: str) -> dict[str, np.ndarray]:
     if not having:
         return {}
     users = having[0].users
+    if all(np.array_equal(users, entry.users) for entry in having):  # as a rule
+        return {entry.name: entry.values[metric] for entry in having}
     for entry in having[1:]:
         users = np.intersect1d(users, entry.users)
     return {entry.name: entry.values[metric][np.isin(entry.users, users)] for entry in having}
@@ -249,6 +271,7 @@ def _row(
         users=len(entry.users), metrics=cells, cost=_cost(entry.runs), runs=tuple(one.run_id for one in entry.runs),
         missing_seeds={one.seed: one.reason for one in sorted(failures, key=lambda one: (one.seed, one.run_id))
                        if (one.method, one.label) == (run.method, run.label) and one.seed not in seeds_run},
+        family=run.family, outside=run.outside,
     )  # fmt: skip
 
 

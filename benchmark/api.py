@@ -1,0 +1,146 @@
+"""The suite from Python: grids and leaderboards as pandas tables.
+
+from genrec_bench.benchmark import leaderboard, run
+
+run(["sasrec", "markov"], ["ml-100k"], seeds=[0, 1, 2])
+leaderboard("results").query("tier == 'tiny'").sort_values("ndcg@10")
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from genrec_bench.benchmark import standings, tables
+from genrec_bench.benchmark.tables import Leaderboard, Row, Table
+
+
+class Standings(pd.DataFrame):
+    """A leaderboard as a table: a line a row, with the row's metrics, their 95% intervals and its cost as columns.
+
+    Columns of a metric are ``recall@10``, ``recall@10 low``, ``recall@10 high`` and ``recall@10 tied`` (the best or
+    tied with it). What is made from it (a selection, a sort) is a plain DataFrame. Notebooks show it as the command
+    line prints it, one table for each data set, protocol and tier.
+    """
+
+    _metadata = ["board"]  # noqa: RUF012 - pandas' name for attributes
+    board: Leaderboard
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        return str(Markup("").join(_html(table) for table in self.board.tables))
+
+    def __repr__(self) -> str:
+        return tables.text(self.board).rstrip("\n")
+
+
+def run(
+    methods: Sequence[str | Mapping[str, Any]],
+    datasets: Sequence[str],
+    *,
+    protocols: Sequence[str] = ("full",),
+    seeds: Sequence[int] = (0,),
+    scale: str = "tiny",
+    mask_seen: bool = False,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    plugins: Sequence[str | Path] = (),
+    time_budget: str | None = None,
+    keep_models: bool = False,
+    results: str | Path = "results",
+    jobs: int | None = None,
+    track: Sequence[str] = (),
+    quiet: bool = True,
+) -> Standings:
+    """Run what is missing of a grid, as `genrec-bench run` does, and return the standings of its runs.
+
+    ``methods`` holds names, or entries as in a suite file (``{"method": "sasrec", "label": "bce", "config": {"loss":
+    "bce"}}``); ``settings`` maps a method to config values, such as ``{"sasrec": {"dropout": 0.3}}``; ``time_budget``
+    is of one run, such as "25m"; ``track`` names trackers (`genrec_bench.benchmark.trackers`). A run that failed is a
+    line with its ``reason_missing``. Raises InputError where an argument is wrong or the data cannot be had.
+    """
+    from genrec_bench.benchmark import trackers
+    from genrec_bench.benchmark.runner import run_grid
+    from genrec_bench.benchmark.suite import cells, make_suite, seconds
+
+    suite = make_suite(
+        {
+            "methods": [dict(one) if isinstance(one, Mapping) else one for one in methods],
+            "datasets": list(datasets),
+            "protocols": list(protocols),
+            "seeds": list(seeds),
+            "scale": scale,
+            "mask_seen": mask_seen,
+            "plugins": [str(path) for path in plugins],
+            "time_budget": time_budget,
+            "keep_models": keep_models,
+        }
+    )
+    grid = cells(suite, {name: dict(values) for name, values in (settings or {}).items()})
+    budget_s = seconds(suite.time_budget) if suite.time_budget else None
+    progress = trackers.progress(quiet, track, Path(results))
+    outcome = run_grid(grid, Path(results), progress, budget_s, jobs=jobs, keep_models=keep_models)
+    return _standings(standings.read(Path(results), run_ids=outcome.run_ids)[0])
+
+
+def leaderboard(results: str | Path = "results", dataset: str | None = None) -> Standings:
+    """The standings of all records in a folder; raises InputError where there are none."""
+    return _standings(standings.read(Path(results), dataset)[0])
+
+
+def _standings(board: Leaderboard) -> Standings:
+    frame = Standings([_line(table, row) for table in board.tables for row in table.rows])
+    for column in [name for name in frame.columns if name.endswith(" tied")]:
+        frame[column] = frame[column].eq(True)  # a row without the metric is not tied: the column can select rows
+    frame.board = board
+    return frame
+
+
+def _line(table: Table, row: Row) -> dict[str, Any]:
+    key = table.key
+    line: dict[str, Any] = {
+        "dataset": key.dataset, "protocol": key.protocol, "mask_seen": key.mask_seen, "tier": key.tier,
+        "name": row.name, "method": row.method, "label": row.label, "family": row.family, "outside": row.outside,
+        "seeds": len(row.seeds), "users": row.users,
+    }  # fmt: skip
+    for name, cell in row.metrics.items():
+        line |= {name: cell.mean, f"{name} low": cell.low, f"{name} high": cell.high}
+        line[f"{name} tied"] = cell.best or cell.tied_with_best
+    line |= asdict(row.cost) if row.cost is not None else {}
+    return {**line, "runs": list(row.runs), "reason_missing": row.reason_missing}
+
+
+def _html(table: Table) -> Markup:
+    """One table for a notebook; whatever comes from outside is escaped."""
+    narrow = tables.NARROW[table.key.protocol]
+    heads = ["method", *map(tables.metric_title, narrow), *tables.COST_HEADINGS]
+    head = Markup("").join(Markup("<th>{}</th>").format(text) for text in heads)
+    lines = Markup("").join(_html_row(row, narrow) for row in table.rows)
+    return Markup(
+        '<table><caption style="text-align:left;white-space:nowrap"><b>{}</b> (best bold, * tied with best; 95% '
+        "intervals)</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>"
+    ).format(tables.heading(table), head, lines)
+
+
+def _html_row(row: Row, narrow: Sequence[str]) -> Markup:
+    cells = [Markup('<th style="text-align:left">{}</th>').format(tables.clean(row.name))]
+    if not row.runs:
+        span = len(narrow) + len(tables.COST_HEADINGS)
+        reason = tables.clean(row.reason_missing or "")
+        cells.append(Markup('<td colspan="{}" style="text-align:left">missing: {}</td>').format(span, reason))
+    for name in narrow if row.runs else ():
+        cell = row.metrics.get(name)
+        if cell is None:
+            cells.append(Markup("<td></td>"))
+            continue
+        mean = Markup("<b>{:.4f}</b>" if cell.best else "{:.4f}*" if cell.tied_with_best else "{:.4f}").format(
+            cell.mean
+        )
+        cells.append(Markup("<td>{} <small>[{:.4f}, {:.4f}]</small></td>").format(mean, cell.low, cell.high))
+    cells += [Markup("<td>{}</td>").format(text) for text in (tables.costs(row) if row.runs else ())]
+    return Markup("<tr>{}</tr>").format(Markup("").join(cells))
