@@ -99,6 +99,20 @@ class Row:
     runs: tuple[str, ...] = ()
     reason_missing: str | None = None
     missing_seeds: Mapping[int, str] = field(default_factory=dict)
+    tuning: "Effort | None" = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The search on validation that gave a row its settings; its record is tuning-<study>.json."""
+
+    study: str
+    trials: int
+    budget_trials: int
+    budget_seconds: float | None
+    spent_seconds: float
+    best_value: float | None
+    engine: str
 
 
 class State(NamedTuple):
@@ -424,6 +438,7 @@ def _json_row(key: Key, row: Row) -> dict[str, Any]:
         "runs": list(row.runs),
         "reason_missing": row.reason_missing,
         "missing_seeds": {str(seed): reason for seed, reason in row.missing_seeds.items()},
+        **({} if row.tuning is None else {"tuning": asdict(row.tuning)}),
     }
 
 

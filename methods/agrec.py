@@ -30,7 +30,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, mode
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import registry
-from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
+from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking, Resources, Scale
 from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.decoding.fsm import Aggregation, Logits, Probabilities, RankableFSM
 from genrec_bench.methods.decoding.trie import ItemTrie
@@ -131,6 +131,11 @@ class AGRec(Method):
     lm: Generative | None
     graph: Scorer | None
     alpha: float
+
+    @classmethod
+    def resources(cls, config: Any, scale: Scale) -> Resources:
+        part = (config.lm and config.lm.method) or config.graph.encoder
+        return registry.get(part).resources(None, scale)
 
     def fit(self, train: TrainView, context: Context) -> None:
         config = self.config
