@@ -69,8 +69,10 @@ class CellProcess:
 
     @property
     def signal(self) -> int | None:
-        """The signal that ended it, if one did."""
+        """The signal that ended it, or the server that it was forked from, which reads as exit code 255."""
         code = self._child.exitcode
+        if code == 255:
+            return int(signal.SIGTERM)
         return -code if code is not None and code < 0 else None
 
     def news(self, timeout: float = 0.0) -> tuple[str, Any] | None:

@@ -241,7 +241,7 @@ class _Proxy:
 class CellTrial(tune.Trainable):
     """Watches one cell after another. Its result says what happened in the last seconds."""
 
-    def setup(
+    def setup(  # type: ignore[override]
         self,
         config: dict[str, Any],
         jobs: dict[int, Job],

@@ -125,14 +125,14 @@ def test_whatever_happens_to_a_cell_the_others_go_on(stored, tmp_path):
     (tmp_path / "hungry.py").write_text(HUNGRY)
     results = tmp_path / "results"
     methods = [*FAULTS, "hungry", "popularity"]
-    outcome = run(results, methods, budget=8.0, plugins=[*plugins, str(tmp_path / "hungry.py")])
+    outcome = run(results, methods, budget=12.0, plugins=[*plugins, str(tmp_path / "hungry.py")])
     reasons = {failure.method: failure.reason for failure in records.read_failures(results)[0]}
     done = {record.method: record for record in records.read_all(results)[0]}
     assert set(done) == {"stumbles", "loses", "hungry", "popularity"}
     assert set(reasons) == {"raises", "shoots", "hangs", "eats", "hungry"}
     assert re.match(r"fit raised KeyError: 'lost' \(raises\.py:\d+\)", reasons["raises"])
     assert reasons["shoots"] == "its process ended by signal 9, 3 times"
-    assert reasons["hangs"] == "stopped after its time budget of 8 s"
+    assert reasons["hangs"] == "stopped after its time budget of 12 s"
     assert reasons["eats"] == "out of memory"  # it has no batch to halve
     assert done["hungry"].config == {"size": 4}
     assert reasons["hungry"] == f"out of memory; run {done['hungry'].run_id} computes half the batch at a time"
