@@ -399,7 +399,10 @@ def _space(cell: Cell, fixed: Values) -> dict[str, list[Any] | tuple[float, floa
     for key, values in type(cell.config).search_space.items():
         if _is_fixed(key, fixed):
             continue
-        own = _value_at(cell, key)
+        try:
+            own = _value_at(cell, key)
+        except (KeyError, TypeError):  # a part that is left out, or has no such setting
+            continue
         if isinstance(values, tuple):
             found[key] = (min(values[0], own), max(values[1], own))
         else:

@@ -101,7 +101,13 @@ class AGRecConfig(MethodConfig):
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # weight of the graph; None: chosen on validation
     fsm: FsmSettings = Field(default_factory=FsmSettings)
 
-    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {"n": [5, 10, 20, 50]}
+    # alpha is chosen on validation in every run
+    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
+        "n": [5, 10, 20, 50],
+        "lm.settings.learning_rate": (1e-4, 3e-3),
+        "lm.settings.dropout": [0.1, 0.2, 0.3],
+        "lm.settings.thinning": [0.0, 0.3, 0.5],
+    }
 
     @field_validator("lm", mode="before")
     @classmethod
