@@ -184,7 +184,7 @@ class Attempt:
             return None
         place = (self.job.dataset, self.job.method, self.run_id)
         if not (self.options.search or self.options.force):
-            if self.desk.recorded(*place) and self._kept():
+            if self.desk.recorded(*place, self.options.keep_models):
                 return self._recorded(already=True)
             if records.exists(self._finished, *place):  # but the way home was cut off
                 return self._deliver()
@@ -209,9 +209,6 @@ class Attempt:
     def _finished(self) -> Path:
         """A results folder on this machine, for this run alone until it has been delivered."""
         return store.home() / "ray" / "finished" / self.run_id
-
-    def _kept(self) -> bool:
-        return not (self.options.keep_models and self.shared) or models.exists(self.run_id)
 
     def _locked(self) -> bool:
         folder = store.home() / "runs"

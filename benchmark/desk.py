@@ -103,9 +103,9 @@ class Desk:
         """The command's home, and the mark in it."""
         return str(self.home), self.mark
 
-    def recorded(self, dataset: str, method: str, run_id: str) -> bool:
-        """Whether a run has its record."""
-        return records.exists(self.results, dataset, method, run_id)
+    def recorded(self, dataset: str, method: str, run_id: str, with_model: bool) -> bool:
+        """Whether a run has its record, and its model where that is to be kept."""
+        return records.exists(self.results, dataset, method, run_id) and (not with_model or models.exists(run_id))
 
     def deliver(self, dataset: str, method: str, run_id: str, tree: Tree, model: Tree | None = None) -> None:
         """Store a finished run; when this returns it is on the disk. Raises InputError where it cannot be."""
