@@ -23,7 +23,7 @@ lint: .venv/dev
 	@touch $@
 
 .venv/dev: .venv/core
-	$(PIP) -e ".[language,dev]"
+	$(PIP) -e ".[language,ray,dev]"
 	@touch $@
 
 clean:

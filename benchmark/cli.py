@@ -5,6 +5,7 @@ Bad input ends in exit code 2 and one message; an interrupted run in 130; a run 
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,8 @@ app.add_typer(data_app, name="data", help="Get, import, describe and audit data 
 
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.")]
 PluginOption = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers methods.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="local, or ray: many GPUs and machines.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Of a running Ray (HOST:6379); none: its own.")]
 DEFAULT_RESULTS = Path("results")
 
 
@@ -66,6 +69,11 @@ def run(
         list[str] | None,
         typer.Option("--track", help="tensorboard, mlflow or wandb, or NAME=PLACE; may be repeated."),
     ] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    resources: Annotated[
+        list[str] | None, typer.Option("--resources", help="METHOD.cpus=4, .gpus, .memory_mib, .processes (ray).")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of METHODS x DATASETS x SEEDS, and print the tables."""
@@ -89,7 +97,25 @@ def run(
         chosen = make_suite(given)
     else:
         raise InputError("Give a suite file, or --method and --dataset")
-    _run_and_print(chosen, results, parse_settings(set_ or []), quiet=quiet, force=force, jobs=jobs, track=track or [])
+    settings, on_ray = parse_settings(set_ or []), _on_ray(engine, address, resources)
+    _run_and_print(chosen, results, settings, quiet=quiet, force=force, jobs=jobs, track=track or [], on_ray=on_ray)
+
+
+def _on_ray(engine: str, address: str | None, resources: list[str] | None = None) -> dict[str, Any] | None:
+    """What only the engine ray asks for; None: the local one."""
+    from genrec_bench.benchmark.suite import parse_settings
+
+    if engine not in ("local", "ray"):
+        raise unknown("engine", engine, ("local", "ray"))
+    if engine == "local":
+        if address or resources:
+            raise InputError("--address and --resources are of --engine ray")
+        return None
+    if distributed.world_size() > 1:
+        raise InputError("--engine ray starts its processes itself: run the command without torchrun")
+    if find_spec("ray") is None:
+        raise InputError("--engine ray needs Ray: pip install 'genrec-bench[ray]'")
+    return {"address": address, "resources": parse_settings(resources or [], "--resources")}
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -109,6 +135,7 @@ def _run_and_print(
     force: bool = False,
     jobs: int | None = None,
     track: Sequence[str] = (),
+    on_ray: dict[str, Any] | None = None,
 ) -> None:
     from genrec_bench.benchmark import standings, trackers
     from genrec_bench.benchmark.in_step import run_in_step
@@ -126,6 +153,10 @@ def _run_and_print(
             if budget_s or jobs:
                 progress.say("Under torchrun runs go one after the other, and have no time budget")
             outcome = run_in_step(grid, results, progress, force, suite.keep_models)
+        elif on_ray is not None:
+            from genrec_bench.benchmark.ray_engine import run_on_ray
+
+            outcome = run_on_ray(grid, results, progress, budget_s, force, jobs, suite.keep_models, **on_ray)
         else:
             outcome = run_grid(grid, results, progress, budget_s, force, jobs, suite.keep_models)
     except Interrupted as signal_name:
@@ -141,6 +172,55 @@ def _run_and_print(
     if first:
         print(standings.render(results, "text", run_ids=outcome.run_ids, bold=sys.stdout.isatty()))
     if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    method: Annotated[list[str], typer.Option("--method", help="Method; may be repeated.")],
+    dataset: Annotated[list[str], typer.Option("--dataset", help="Data set; may be repeated.")],
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Of each method on each data set.")] = 20,
+    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Of each search, such as 30m.")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="full or cand20.")] = "full",
+    scale: Annotated[str, typer.Option("--scale", help="tiny, base or paper.")] = "tiny",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the search.")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE that is not searched.")] = None,
+    mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Suite with the best settings (default: RESULTS/tuned.yaml).")
+    ] = None,
+    plugin: PluginOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    resources: Annotated[list[str] | None, typer.Option("--resources", help="As of run (ray).")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Trials at a time (ray).")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+) -> None:
+    """Search methods' settings on validation, each with the same trials and time; the same command goes on."""
+    from genrec_bench.benchmark import tuning
+    from genrec_bench.benchmark.progress import Progress
+    from genrec_bench.benchmark.runner import Interrupted
+    from genrec_bench.benchmark.suite import make_suite, parse_settings, seconds
+
+    values = {"methods": method, "datasets": dataset, "protocols": [protocol], "scale": scale, "mask_seen": mask_seen}
+    suite = make_suite({**values, "plugins": plugin or []})
+    if distributed.world_size() > 1:
+        raise InputError("genrec-bench tune runs without torchrun; --engine ray takes several GPUs")
+    settings, on_ray = parse_settings(set_ or []), _on_ray(engine, address, resources)
+    if jobs and on_ray is None:
+        raise InputError("--jobs is of --engine ray: without it trials go one after the other")
+    budget_s = seconds(time_budget) if time_budget else None
+    try:
+        studies = tuning.tune(suite, settings, results, Progress(quiet), trials, budget_s, seed, jobs, on_ray)
+    except Interrupted as signal_name:
+        print(f"Stopped by {signal_name}: finished trials are recorded; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    path = output or results / "tuned.yaml"
+    tuning.write_suite(studies, path, suite)
+    print(tuning.report(studies))
+    print(f"\nThe best settings: genrec-bench run {path}")
+    if any(study.best is None for study in studies):
         raise typer.Exit(1)
 
 

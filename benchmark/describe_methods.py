@@ -22,11 +22,17 @@ def show_method(name: str) -> str:
     cls = registry.get(name)
     rows = []
     for key, field in cls.Config.model_fields.items():
-        space = cls.Config.search_space.get(key)
-        span = f"{space[0]:g} .. {space[1]:g} (log)" if isinstance(space, tuple) else ", ".join(map(str, space or []))
+        span = _span(cls.Config.search_space.get(key, []))
         rows.append([key, _type(field.annotation), str(field.get_default(call_default_factory=True)), span])
+    for key in [key for key in cls.Config.search_space if "." in key]:
+        rows.append([key, "", "", _span(cls.Config.search_space[key])])
     table = tabulate(rows, headers=["key", "type", "default", "search"], disable_numparse=True)
     return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
+
+
+def _span(space: list[Any] | tuple[float, float]) -> str:
+    """What a search may try, in a cell of the table."""
+    return f"{space[0]:g} .. {space[1]:g} (log)" if isinstance(space, tuple) else ", ".join(map(str, space))
 
 
 def _type(annotation: Any) -> str:

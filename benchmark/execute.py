@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -31,7 +32,7 @@ from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import InteractionData, TrainView
 from genrec_bench.datasets.splits import HeldOut, Split
 from genrec_bench.methods import distributed, registry
-from genrec_bench.methods.artefacts import ArtefactCache, canonical_hash
+from genrec_bench.methods.artefacts import ArtefactCache, Others, canonical_hash
 from genrec_bench.methods.base import Context, Method
 from genrec_bench.methods.checkpoint import Checkpoint
 
@@ -54,39 +55,25 @@ def run_id(cell: Cell, dataset_sha256: str) -> str:
     return canonical_hash(identity)[:16]
 
 
-def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads: int, keep_model: bool = False) -> None:
+def execute(
+    cell: Cell,
+    results: Path,
+    report: Callable[[Event], None],
+    threads: int,
+    keep_model: bool = False,
+    others: Others | None = None,
+) -> None:
     """Train, rank, measure and record one cell. Resumes from its checkpoint; raises MethodFault or InputError.
 
     Of several processes that train it together, the first does the rest.
     """
-    torch.set_num_threads(threads)
-    _keep_freed_memory()
-    sha256, num_items, train, valid = _learnable(cell)
-    identity = run_id(cell, sha256)
-    work = store.home() / "runs" / identity
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    first = distributed.rank() == 0
-    events = _EventLog(work / "events.jsonl", report)
-    checkpoint, artefacts = Checkpoint(work), ArtefactCache(store.home() / "artefacts")
-    validation = _Validation(cell.rules, valid, num_items)
-    context = Context(
-        seed=cell.seed,
-        device=device,
-        scale=cell.scale,
-        checkpoint=checkpoint,
-        artefacts=artefacts,
-        validate=validation,
-        log=events if first else lambda **values: None,
-        selection=canonical_hash([sha256, cell.rules.hash]),
-    )
-    _seed(cell.seed)
-    method = _guard(lambda: registry.get(cell.method)(cell.config), "__init__")
-    _guard(lambda: method.fit(train, context), "fit")
-    if not first:
+    learned = _learn(cell, report, threads, others)
+    identity, method, work, events = learned.identity, learned.method, learned.work, learned.events
+    if distributed.rank() > 0:
         return
-    train_seconds = checkpoint.elapsed_s + (0.0 if checkpoint.resumed else artefacts.spared_s)
     events(stage="rank")
-    selected = _guard(lambda: validation(method), "recommend")  # of the model that is tested, resumed or not
+    selected = learned.validate()  # of the model that is tested, resumed or not
+    device, train_seconds = learned.device, learned.train_seconds
     data = store.load(cell.dataset)
     split = cell.rules.split(data)
     answers = _guard(lambda: evaluate(method, split.test, cell.rules, data.num_items), "recommend")
@@ -98,6 +85,58 @@ def execute(cell: Cell, results: Path, report: Callable[[Event], None], threads:
     if keep_model:  # after the record, before the checkpoint goes: a full disk or a kill here costs nothing
         _guard(lambda: models.keep(method, identity), "save")
     shutil.rmtree(work, ignore_errors=True)
+
+
+def learn(cell: Cell, report: Callable[[Event], None], threads: int, others: Others | None = None) -> float:
+    """Train one cell; returns what it reaches on validation. No test target is read: for searches."""
+    learned = _learn(cell, report, threads, others)
+    value = learned.validate()
+    shutil.rmtree(learned.work, ignore_errors=True)
+    return value
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A trained method, and how it came to be."""
+
+    identity: str
+    method: Method
+    work: Path
+    events: "_EventLog"
+    validation: "_Validation"
+    device: str
+    train_seconds: float
+
+    def validate(self) -> float:
+        value: float = _guard(lambda: self.validation(self.method), "recommend")
+        return value
+
+
+def _learn(cell: Cell, report: Callable[[Event], None], threads: int, others: Others | None) -> _Learned:
+    torch.set_num_threads(threads)
+    _keep_freed_memory()
+    sha256, num_items, train, valid = _learnable(cell)
+    identity = run_id(cell, sha256)
+    work = store.home() / "runs" / identity
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    events = _EventLog(work / "events.jsonl", report)
+    checkpoint, artefacts = Checkpoint(work), ArtefactCache(store.home() / "artefacts", others)
+    validation = _Validation(cell.rules, valid, num_items)
+    context = Context(
+        seed=cell.seed,
+        device=device,
+        scale=cell.scale,
+        checkpoint=checkpoint,
+        artefacts=artefacts,
+        validate=validation,
+        log=events if distributed.rank() == 0 else lambda **values: None,
+        selection=canonical_hash([sha256, cell.rules.hash]),
+    )
+    _seed(cell.seed)
+    method = _guard(lambda: registry.get(cell.method)(cell.config), "__init__")
+    _guard(lambda: method.fit(train, context), "fit")
+    train_seconds = checkpoint.elapsed_s + (0.0 if checkpoint.resumed else artefacts.spared_s)
+    return _Learned(identity, method, work, events, validation, device, train_seconds)
 
 
 def _keep_freed_memory() -> None:
@@ -125,6 +164,8 @@ def _guard(step: Callable[[], Any], name: str) -> Any:
     except (MethodFault, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # no fault of the method's
             raise InputError(
                 f"No space left under {store.home()}: free some, then run the same command again"

@@ -60,6 +60,8 @@ def _attempt(cell: Cell, grid: Grid) -> str | None:
                 _execute(cell, grid)
     except MethodFault as error:
         return str(error)
+    except MemoryError:
+        return "out of memory"
     return None
 
 

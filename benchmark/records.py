@@ -235,6 +235,16 @@ def write(
     return folder
 
 
+def adopt(results_dir: Path, other_dir: Path, dataset: str, method: str, run_id: str) -> Path:
+    """Store a run that another results folder holds, checked as a new one is; returns its folder."""
+    folder = run_folder(other_dir, dataset, method, run_id)
+    record = read(folder)
+    _, ranks = read_ranks(folder)
+    rankings = read_rankings(folder)[1] if (folder / "rankings.parquet").exists() else None
+    users = read_users(other_dir, dataset, record.protocol.hash)
+    return write(results_dir, record, ranks, rankings, users, folder / "events.jsonl")
+
+
 def check(record: Record, ranks: np.ndarray) -> list[str]:
     """What contradicts itself: impossible numbers, or metrics that do not follow from ``ranks`` (U,)."""
     means = {name: interval.mean for name, interval in record.metrics.items()}

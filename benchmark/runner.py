@@ -6,26 +6,24 @@ from its checkpoint with the same result as an undisturbed run.
 """
 
 import math
-import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from genrec_bench.benchmark import models, records
-from genrec_bench.benchmark.execute import MethodFault, execute, protocol_of, run_id
+from genrec_bench.benchmark.execute import protocol_of, run_id
+from genrec_bench.benchmark.process import CellProcess, Work
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.datasets import store
@@ -68,7 +66,7 @@ def run_grid(
     grid = Grid(results, progress, time_budget_s, force, threads, keep_models)
     grid.outcome.run_ids = [identity for _, identity, _ in waiting]
     progress.start(len(cells))
-    with _stop_signals() as raise_if_stopped, progress:
+    with stop_signals() as raise_if_stopped, progress:
         try:
             while waiting or grid.running:
                 raise_if_stopped()
@@ -110,8 +108,7 @@ class _Running:
     cell: Cell
     identity: str
     dataset_sha256: str
-    child: Any
-    receiver: Connection
+    process: CellProcess
     lock: FileLock
     deadline: float
 
@@ -143,15 +140,9 @@ class Grid:
         if self.counts(cell, identity):
             lock.release()
             return True
-        context = _process_context()
-        receiver, sender = context.Pipe(duplex=False)
-        arguments = (pickle.dumps(cell), self.results, _environment(), sender, self.threads, self.keep_models)
-        child = context.Process(target=_child, args=arguments)
-        with _interrupts_held():
-            child.start()
-        sender.close()
+        work = Work(pickle.dumps(cell), self.results, self.threads, self.keep_models)
         deadline = time.monotonic() + (self.time_budget_s or math.inf)
-        self.running.append(_Running(cell, identity, dataset_sha256, child, receiver, lock, deadline))
+        self.running.append(_Running(cell, identity, dataset_sha256, CellProcess(work), lock, deadline))
         self.progress.begin(cell)
         return True
 
@@ -181,25 +172,18 @@ class Grid:
         if not self.running:
             time.sleep(0.2)
             return
-        # A dead process is not always the end of its pipe: processes that it started may hold that open.
-        ready = wait([source for one in self.running for source in (one.receiver, one.child.sentinel)], timeout=0.5)
+        ready = wait([source for one in self.running for source in one.process.sources], timeout=0.5)
         for one in list(self.running):
-            if one.receiver in ready or one.child.sentinel in ready:
+            if any(source in ready for source in one.process.sources):
                 self._hear(one)
             if one in self.running and time.monotonic() > one.deadline:
                 self._end(one, f"stopped after its time budget of {self.time_budget_s:g} s")
 
     def _hear(self, one: _Running) -> None:
-        kind: str
-        content: Any
-        try:
-            kind, content = one.receiver.recv() if one.receiver.poll() else ("dead", None)
-        except (EOFError, OSError):  # nothing more to read, or a message that was cut off
-            kind, content = "dead", None
-        if kind == "dead":
-            one.child.join()
-            code = one.child.exitcode
-            content = f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
+        news = one.process.news()
+        if news is None:
+            return
+        kind, content = news
         if kind == "event":
             self.progress.event(one.cell, content)
         elif kind == "input":  # the results folder, the disk or a file is at fault, not the method: stop the grid
@@ -231,9 +215,7 @@ class Grid:
 
     def _release(self, one: _Running) -> None:
         self.running.remove(one)
-        _kill_group(one.child)
-        one.child.join()
-        one.receiver.close()
+        one.process.end()
         one.lock.release()
 
 
@@ -258,83 +240,8 @@ def _headline(results: Path, cell: Cell, identity: str) -> str:
     return f"{name} {record.metrics[name].mean:.4f}, trained in {record.cost.train_seconds:.1f} s"
 
 
-def _process_context() -> Any:
-    """Processes forked from a server that has imported torch but run nothing: a cell starts in milliseconds."""
-    if sys.platform == "win32":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["genrec_bench.benchmark.execute", "genrec_bench.methods.next_item"])
-    return context
-
-
-def _environment() -> dict[str, str]:
-    """Our variables as they are now: the server that cells are forked from may know older ones, and no later ones."""
-    ours = {name: value for name, value in os.environ.items() if name.startswith("GENREC_BENCH_")}
-    return {**ours, "GENREC_BENCH_HOME": str(store.home())}
-
-
-def _child(
-    pickled_cell: bytes, results: Path, environment: dict[str, str], sender: Connection, threads: int, keep_model: bool
-) -> None:
-    """Body of a cell's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(os, "setsid"):
-        os.setsid()  # a group of its own, so that whatever the method starts can be ended with it
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    for name in [name for name in os.environ if name.startswith("GENREC_BENCH_")]:
-        del os.environ[name]
-    os.environ.update(environment)
-    try:
-        cell = pickle.loads(pickled_cell)
-        execute(cell, results, lambda event: sender.send(("event", event)), threads, keep_model)
-    except MethodFault as error:
-        sender.send(("failed", str(error)))
-    except MemoryError:
-        sender.send(("failed", "out of memory"))
-    except InputError as error:
-        sender.send(("input", str(error)))
-    except OSError as error:  # the method's own are MethodFaults
-        sender.send(("input", f"Cannot work under {store.home()}: {error}"))
-    else:
-        sender.send(("done", None))
-
-
-def _kill_group(child: Any) -> None:
-    """End a cell's process and all that it has started."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except (AttributeError, OSError):  # no groups on this system, none yet, or nobody left in it
-        if child.is_alive():
-            child.kill()
-
-
-def _die_with_parent() -> None:
-    """End this process when the command that started it is gone (kill -9): two of one cell must never write."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)  # its own group
-    os._exit(1)
-
-
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold SIGINT back, also from the server that cells are forked from: it starts with the first of them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # it lifts the hold when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], None]]:
+def stop_signals() -> Iterator[Callable[[], None]]:
     """Note SIGINT and SIGTERM while the grid runs; what this yields raises Interrupted after one.
 
     Raising in the handler could happen anywhere, such as between a process and the note that it has to be ended.

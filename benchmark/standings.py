@@ -8,7 +8,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import numpy as np
 from genrec_bench.benchmark import metrics, published, records, statistics, tables
 from genrec_bench.benchmark.records import Failure, Record
 from genrec_bench.benchmark.statistics import Interval
-from genrec_bench.benchmark.tables import Cell, Cost, Key, Leaderboard, Published, Row, State, Table
+from genrec_bench.benchmark.tables import Cell, Cost, Effort, Key, Leaderboard, Published, Row, State, Table
+from genrec_bench.benchmark.tuning_records import Tuning, behind
+from genrec_bench.benchmark.tuning_records import read_all as read_searches
 from genrec_bench.datasets.errors import InputError, unknown
 
 LoadRanks = Callable[[Record], tuple[np.ndarray, np.ndarray]]  # users (U,) ascending and ranks (U,) of one run
@@ -85,7 +87,8 @@ def read(
     missing = [one for one in failures if dataset in (None, one.dataset) and (run_ids is None or one.run_id in run_ids)]
     if not kept and not missing:
         raise InputError(f"{results_dir} holds no records to show: run something first, or give --results")
-    return build(kept, missing, load_ranks), {record.run_id: record for record in kept}
+    board = with_searches(build(kept, missing, load_ranks), kept, read_searches(results_dir))
+    return board, {record.run_id: record for record in kept}
 
 
 def load(
@@ -121,6 +124,33 @@ def build(found: Sequence[Record], failures: Sequence[Failure], load_ranks: Load
     """All tables of these runs and empty cells."""
     groups = group(found, failures, load_ranks)
     return Leaderboard(tuple(_table(one, [other.key for other in groups]) for one in groups))
+
+
+def with_searches(board: Leaderboard, found: Sequence[Record], searches: Sequence[Tuning]) -> Leaderboard:
+    """The tables with the search that stands behind each row, where one does; a note under the table tells of it."""
+    if not searches:
+        return board
+    records_of = {record.run_id: record for record in found}
+    return Leaderboard(tuple(_searched(table, records_of, searches) for table in board.tables))
+
+
+def _searched(table: Table, records_of: Mapping[str, Record], searches: Sequence[Tuning]) -> Table:
+    rows, notes = [], list(table.notes)
+    for row in table.rows:
+        search = behind(searches, records_of[row.runs[0]]) if row.runs else None
+        if search is not None:
+            effort = Effort(
+                search.study, len(search.trials), search.budget_trials, search.budget_seconds, search.spent_seconds,
+                search.best_value, search.engine,
+            )  # fmt: skip
+            budget = "" if search.budget_seconds is None else f" of at most {search.budget_seconds:.0f}"
+            notes.append(
+                f"{row.name}: settings searched on validation, {len(search.trials)} of {search.budget_trials} trials, "
+                f"{search.spent_seconds:.0f}{budget} s (tuning-{search.study}.json)"
+            )
+            row = replace(row, tuning=effort)
+        rows.append(row)
+    return replace(table, rows=tuple(rows), notes=tuple(notes))
 
 
 def group(found: Sequence[Record], failures: Sequence[Failure], load_ranks: LoadRanks) -> list[Group]:

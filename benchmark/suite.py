@@ -9,7 +9,7 @@ tiers: {base: {lc_rec: {lora: {r: 16}}}}       # what another tier's language mo
 keep_models: true                              # for `genrec-bench recommend`
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,6 +105,12 @@ def _restore(values: dict[str, Any]) -> Cell:
         if loaded.get(values["method"]) != values["plugin_sha256"]:
             raise InputError(f"Plugin {values['plugin']} was changed while the grid ran: run the same command again")
     return Cell(**{**values, "config": registry.configure(values["method"], values["config"])})
+
+
+def smaller(cell: Cell) -> Cell | None:
+    """The cell with half as much computed at a time, where its config can say so."""
+    config = cell.config.less_memory()
+    return None if config is None else replace(cell, config=config)
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -223,18 +229,19 @@ def seconds(duration: str) -> float:
     return value
 
 
-def parse_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
+def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, dict[str, Any]]:
     """``["sasrec.dropout=0.3"]`` -> ``{"sasrec": {"dropout": 0.3}}``; values are read as YAML."""
     settings: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         target, equals, value = pair.partition("=")
         method, dot, key = target.partition(".")
         if not (equals and dot and method and key):
-            raise InputError(f"--set '{pair}': expected METHOD.KEY=VALUE, such as sasrec.dropout=0.3")
+            example = "sasrec.dropout=0.3" if option == "--set" else "sasrec.cpus=2"
+            raise InputError(f"{option} '{pair}': expected METHOD.KEY=VALUE, such as {example}")
         try:
             content = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise InputError(f"--set '{pair}': '{value}' is not a YAML value") from None
+            raise InputError(f"{option} '{pair}': '{value}' is not a YAML value") from None
         for part in reversed(key.split(".")):  # index.levels=3 -> {"index": {"levels": 3}}
             content = {part: content}
         settings[method] = merged(settings.get(method, {}), content)

@@ -101,6 +101,20 @@ class Row:
     missing_seeds: Mapping[int, str] = field(default_factory=dict)
     family: str = ""
     outside: bool = False  # verified from somebody else's package, not run here
+    tuning: "Effort | None" = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The search on validation that gave a row its settings; its record is tuning-<study>.json."""
+
+    study: str
+    trials: int
+    budget_trials: int
+    budget_seconds: float | None
+    spent_seconds: float
+    best_value: float | None
+    engine: str
 
 
 class State(NamedTuple):
@@ -430,6 +444,7 @@ def _json_row(key: Key, row: Row) -> dict[str, Any]:
         "missing_seeds": {str(seed): reason for seed, reason in row.missing_seeds.items()},
         "family": row.family,
         "outside": row.outside,
+        **({} if row.tuning is None else {"tuning": asdict(row.tuning)}),
     }
 
 

@@ -30,7 +30,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, mode
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import registry
-from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
+from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking, Resources, Scale
 from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.decoding.fsm import Aggregation, Logits, Probabilities, RankableFSM
 from genrec_bench.methods.decoding.trie import ItemTrie
@@ -101,7 +101,13 @@ class AGRecConfig(MethodConfig):
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # weight of the graph; None: chosen on validation
     fsm: FsmSettings = Field(default_factory=FsmSettings)
 
-    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {"n": [5, 10, 20, 50]}
+    # alpha is chosen on validation in every run
+    search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
+        "n": [5, 10, 20, 50],
+        "lm.settings.learning_rate": (1e-4, 3e-3),
+        "lm.settings.dropout": [0.1, 0.2, 0.3],
+        "lm.settings.thinning": [0.0, 0.3, 0.5],
+    }
 
     @field_validator("lm", mode="before")
     @classmethod
@@ -131,6 +137,11 @@ class AGRec(Method):
     lm: Generative | None
     graph: Scorer | None
     alpha: float
+
+    @classmethod
+    def resources(cls, config: Any, scale: Scale) -> Resources:
+        part = (config.lm and config.lm.method) or config.graph.encoder
+        return registry.get(part).resources(None, scale)
 
     def fit(self, train: TrainView, context: Context) -> None:
         config = self.config

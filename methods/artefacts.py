@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock
 
@@ -25,6 +25,19 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Others(Protocol):
+    """The caches of other machines, where no folder is shared with them. A name is ``<stage>/<key>``."""
+
+    def fetch(self, name: str) -> bool:
+        """Whether the folder has been copied here from where it was built, after waiting for whoever is building it.
+
+        False: nobody has it, and nobody builds it until this process offers it, or ends.
+        """
+
+    def offer(self, name: str) -> None:
+        """Give the others what was built here."""
+
+
 class ArtefactCache:
     """Folders under ``root/<stage>/<key>``, each complete or absent.
 
@@ -32,8 +45,9 @@ class ArtefactCache:
     same whoever came first.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, others: Others | None = None):
         self.root = Path(root)
+        self._others = others
         self.spared_s = 0.0
 
     def get(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
@@ -50,7 +64,8 @@ class ArtefactCache:
             return self._found(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if folder.exists():
+            name = f"{stage}/{folder.name}"
+            if folder.exists() or (self._others is not None and self._others.fetch(name)):
                 return self._found(folder)
             started = time.monotonic()
             unfinished = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
@@ -63,6 +78,8 @@ class ArtefactCache:
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+            if self._others is not None:
+                self._others.offer(name)
         return folder
 
     def _found(self, folder: Path) -> Path:

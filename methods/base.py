@@ -27,13 +27,25 @@ class MethodConfig(BaseModel):
     """Base of every method's config: frozen, unknown keys rejected.
 
     ``search_space`` maps a field to the values a search may try: a list of choices, or a ``(low, high)`` pair of floats
-    that is sampled on a log scale. ``incidental`` names fields that change how an answer is come by, never the answer
-    (an address, a price, a number of tries): two runs that differ in them alone are the same run.
+    that is sampled on a log scale; dots lead into a group (``lm.settings.dropout``). ``batch_field`` names the field that
+    says how much is computed at a time, where there is one. ``incidental`` names fields that change how an answer is
+    come by, never the answer (an address, a price, a number of tries): two runs that differ in them alone are one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {}
     incidental: ClassVar[frozenset[str]] = frozenset()
+    batch_field: ClassVar[str | None] = None
+
+    def less_memory(self) -> "MethodConfig | None":
+        """The same with half as much computed at a time, for a second try after the memory was not enough.
+
+        None where that cannot be. Unless the config says otherwise it is another run, with its own id.
+        """
+        if self.batch_field is None:
+            return None
+        size = getattr(self, self.batch_field)
+        return self.model_copy(update={self.batch_field: size // 2}) if size > 1 else None
 
     def identity(self) -> dict[str, Any]:
         """The plain values that determine a result."""
@@ -63,6 +75,20 @@ class Choice:
 
     picked: np.ndarray
     scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run asks of a cluster; no part of its identity.
+
+    ``cpus``, ``gpus`` (a fraction shares a GPU; none are asked for where a cluster has none) and ``memory_mib`` of host
+    memory (0: unsaid) are of each of its ``processes``, which train data-parallel where there are several.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_mib: float = 0.0
+    processes: int = 1
 
 
 class Validate(Protocol):
@@ -158,6 +184,11 @@ class Method(ABC):
     def parameters(self) -> tuple[int, int]:
         """Learned numbers in all, and those of them that training changed."""
         return 0, 0
+
+    @classmethod
+    def resources(cls, config: Any, scale: Scale) -> Resources:
+        """What a run under ``config`` asks of a cluster (`genrec-bench run --engine ray`)."""
+        return Resources()
 
     @classmethod
     def full_protocol(cls) -> bool:

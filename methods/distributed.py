@@ -38,22 +38,32 @@ def rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes, each with a GPU of its own where there are GPUs."""
+    """Meet the other processes, each with a GPU of its own where there are GPUs; they may have met already."""
     global _messages
     import torch
     from torch import distributed
 
     gpus = torch.cuda.device_count()
+    met = distributed.is_initialized()
     if gpus:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         if here > gpus:
             raise InputError(f"torchrun --nproc-per-node {here}: this machine has {gpus} GPUs, one a process is needed")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=STEP_WAITS)
+    if not met:
+        distributed.init_process_group(backend(), timeout=STEP_WAITS)
     _messages = distributed.new_group(backend="gloo", timeout=MESSAGE_WAITS)
     yield
-    distributed.destroy_process_group()  # not after an error, when the others may be anywhere
+    if not met:
+        distributed.destroy_process_group()  # not after an error, when the others may be anywhere
     _messages = None
+
+
+def backend() -> str:
+    """What training processes speak by."""
+    import torch
+
+    return "cpu:gloo,cuda:nccl" if torch.cuda.device_count() else "gloo"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context, Method, Ranking, Rate
+from genrec_bench.methods.base import Context, Method, Ranking, Rate, Resources, Scale
 from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.decoding.ranking import decode_each
 from genrec_bench.methods.decoding.tokens import Normalise
@@ -55,6 +55,10 @@ class Generative(Method):
     architecture: Literal["causal", "seq2seq"]
     model: Any
     items: ItemTokens  # codes in vocabulary ids
+
+    @classmethod
+    def resources(cls, config: Any, scale: Scale) -> Resources:
+        return Resources(gpus=0.25 if scale == "tiny" else 1.0)
 
     @abstractmethod
     def make_model(self, train: TrainView, context: Context) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import losses
-from genrec_bench.methods.base import Context, Method, MethodConfig, Rate
+from genrec_bench.methods.base import Context, Method, MethodConfig, Rate, Resources, Scale
 from genrec_bench.methods.scoring import Scorer
 
 
@@ -31,6 +31,8 @@ class TrainingConfig(MethodConfig):
     learning_rate: PositiveFloat = 1e-3
     epochs: PositiveInt = 200
     patience: PositiveInt = 10  # validations without a better score before training stops
+
+    batch_field: ClassVar[str | None] = "batch_positions"  # a field of all that derive from this
 
 
 class NextItemConfig(TrainingConfig):
@@ -267,6 +269,10 @@ class TrainedScorer(Scorer):
     """A scorer that is one network: its weights are all there is to save. Subclasses make ``model`` in `_build`."""
 
     model: Any
+
+    @classmethod
+    def resources(cls, config: Any, scale: Scale) -> Resources:
+        return Resources(gpus=0.25)  # a small network: four of them keep a GPU busy
 
     @abstractmethod
     def _build(self, train: TrainView, context: Context) -> None:

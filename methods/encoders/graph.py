@@ -49,6 +49,7 @@ class GraphConfig(TrainingConfig):
     batch_size: PositiveInt = 2048  # triples a step; see the module on large graphs
     test_edges: Literal["train", "train+valid"] = "train+valid"  # of a history that is asked about, see the module
 
+    batch_field: ClassVar[str | None] = "batch_size"
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         "dim": [64, 128, 256],
         "layers": [1, 2, 3],

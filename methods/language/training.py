@@ -65,6 +65,9 @@ class TrainingConfig(MethodConfig):
     gradient_checkpointing: bool = False  # recompute activations instead of keeping them
     sharding: bool = False  # under torchrun: layers' weights spread over the processes, not whole in each
 
+    def less_memory(self) -> "TrainingConfig":
+        return self.model_copy(update={"micro_batches": 2 * self.micro_batches})
+
 
 class TrainingDiverged(ArithmeticError):
     """The loss is no number any more."""

@@ -1,0 +1,468 @@
+"""The engine `ray`: cells as trials of Ray Tune, on one machine or a cluster of them.
+
+    genrec-bench run SUITE.yaml --engine ray [--address HOST:6379]
+
+Records are those of the local engine, in the same place. The results folder decides what is missing, so the same
+command goes on after any fault; Ray's own experiment state is not used. A trial is a small process that watches the
+cell's own one (`genrec_bench.benchmark.attempt`); several processes that train one cell are Ray Train's. A worker that
+dies with its machine is started again elsewhere. What a worker imports here is without torch: it only watches.
+"""
+
+import logging
+import os
+import pickle
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+from ray import train, tune
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from genrec_bench.benchmark import desk as desks
+from genrec_bench.benchmark.attempt import CRASHES, Attempt, HomeFault, Job, News, Options, Worker, choose_home, job_of
+from genrec_bench.benchmark.desk import Desk
+from genrec_bench.benchmark.process import CellProcess, Work
+from genrec_bench.benchmark.suite import Cell, smaller
+from genrec_bench.datasets import store
+from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.methods import distributed, registry
+from genrec_bench.methods.base import Resources
+
+if TYPE_CHECKING:
+    from genrec_bench.benchmark.progress import Progress
+    from genrec_bench.benchmark.runner import Grid, Outcome
+
+RETRIES = 20  # of a trial whose worker or machine was lost: no fault of the cell's
+STEP_S = 2.0  # between two words of a trial
+WATCHER = {"memory": float(2**20)}  # of a trial whose processes have resources of their own: a trial must ask for some
+QUIET = {  # Tune's own logs, files and network use, none of which is wanted
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+
+
+def run_on_ray(
+    cells: Sequence[Cell],
+    results: Path,
+    progress: "Progress",
+    time_budget_s: float | None = None,
+    force: bool = False,
+    jobs: int | None = None,
+    keep_models: bool = False,
+    address: str | None = None,
+    resources: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "Outcome":
+    """What `genrec_bench.benchmark.runner.run_grid` does, on the Ray at ``address``, or one of this machine's own.
+
+    ``resources`` (method -> values of `Resources`) win over what a method declares. Raises InputError also where no
+    Ray answers, or one of its machines has other versions than this one.
+    """
+    from genrec_bench.benchmark.runner import Grid, lay_out, stop_signals
+
+    results = Path(results).absolute()
+    laid_out = lay_out(cells, results, progress, keep_models)
+    grid = Grid(results, progress, time_budget_s, force, 1, keep_models)
+    grid.outcome.run_ids = [identity for _, identity, _ in laid_out]
+    progress.start(len(cells))
+    missing = [one for one in laid_out if not grid.counts(one[0], one[1])]
+    if not missing:
+        return grid.outcome
+    options = Options(keep_models=keep_models, force=force, time_budget_s=time_budget_s)
+    with stop_signals() as raise_if_stopped, progress, connected(address, missing) as plugins, open_desk(results) as at:
+        asked = [ask(number, *one, resources or {}) for number, one in enumerate(missing)]
+        watch = _Watch(grid, missing, raise_if_stopped)
+        fitting = [pair for pair in asked if watch.fits(*pair)]
+        run_trials(CellTrial, fitting, watch, at, options, plugins, jobs)
+    return grid.outcome
+
+
+@contextmanager
+def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> Iterator[list[str]]:
+    """A Ray whose machines all have our versions and the cells' plugins; yields those plugins' paths."""
+    plugins = sorted({cell.plugin for cell, _, _ in missing if cell.plugin})
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise InputError(f"--address {address}: start the command on a machine of the cluster, and give HOST:6379")
+    before = ray.is_initialized()
+    if not before:
+        try:
+            own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"No Ray to work with at '{address}': {' '.join(str(error).split())[:400]}") from None
+    try:
+        _refuse_strangers(plugins)
+        yield plugins
+    finally:
+        if not before:
+            ray.shutdown()
+
+
+def _refuse_strangers(plugins: list[str]) -> None:
+    """Raise InputError where a machine has other libraries, code or plugins: its results would not be ours."""
+    here = desks.installed(plugins)
+    look = ray.remote(num_cpus=0)(desks.installed)
+    asked = {}
+    for node in (one for one in ray.nodes() if one["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
+        asked[name] = look.options(scheduling_strategy=there).remote(plugins)
+    for name, reference in asked.items():
+        try:
+            found = desks.disagreements(here, ray.get(reference, timeout=120))
+        except RayError as error:
+            found = f"genrec-bench does not start there: {str(error).strip().splitlines()[-1][:300]}"
+        if found:
+            raise InputError(f"Ray's machine {name} is refused: {found}. Install the same on all machines")
+
+
+@contextmanager
+def open_desk(results: Path) -> Iterator[Any]:
+    """The actor that stands for this command's folders, on this machine."""
+    mark = Path("ray") / uuid.uuid4().hex
+    folder = store.home() / mark
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"Cannot write in {folder.parent}: {error.strerror}") from None
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Desk).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    handle: Any = actor.remote(str(store.home()), str(results), str(mark))
+    try:
+        yield handle
+    finally:
+        ray.kill(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask(
+    number: int, cell: Cell, identity: str, dataset_sha256: str, asked: Mapping[str, Mapping[str, Any]]
+) -> tuple[Job, Resources]:
+    """A cell as it travels, and what it asks for."""
+    needs = needs_of(cell, asked)
+    return job_of(number, cell, identity, dataset_sha256, needs), needs
+
+
+def needs_of(cell: Cell, asked: Mapping[str, Mapping[str, Any]]) -> Resources:
+    """What the method declares, or was ``asked`` to take instead; of GPUs nothing where the cluster has none."""
+    method = registry.get(cell.method)
+    values = {**asdict(method.resources(cell.config, cell.scale)), **asked.get(cell.method, {})}
+    for name, value in values.items():
+        if name not in Resources.__dataclass_fields__:
+            raise unknown(f"resource of {cell.method}", name, Resources.__dataclass_fields__)
+        if not isinstance(value, int | float) or value < 0 or (name in ("cpus", "processes") and not value):
+            raise InputError(f"--resources {cell.method}.{name}={value}: expected a positive number")
+    needs = Resources(**values)
+    if needs.processes > 1 and not method.parallel:
+        raise InputError(f"--resources {cell.method}.processes: {cell.method} trains in one process")
+    return needs if ray.cluster_resources().get("GPU") else replace(needs, gpus=0.0)
+
+
+def bundle_of(needs: Resources) -> dict[str, float]:
+    """Resources of one process, as Ray names them."""
+    memory = needs.memory_mib * 2**20
+    bundle = {"CPU": float(needs.cpus), "GPU": float(needs.gpus), "memory": float(memory)}
+    return {name: amount for name, amount in bundle.items() if amount}
+
+
+def run_trials(
+    trainable: type["CellTrial"],
+    asked: Sequence[tuple[Job, Resources]],
+    watch: "_Watch",
+    desk: Any,
+    options: Options,
+    plugins: list[str],
+    jobs: int | None,
+) -> None:
+    """All jobs as trials of one experiment; raises InputError for a fault of ours, Interrupted for a signal."""
+    if not asked:
+        return
+    folder = store.home() / ray.get(desk.hello.remote())[1]
+    space = [
+        {"number": job.number, "bundle": bundle_of(needs) if job.processes == 1 else WATCHER} for job, needs in asked
+    ]
+    everything = {job.number: job for job, _ in asked}
+    bundles = {job.number: bundle_of(needs) for job, needs in asked}
+    tuner = tune.Tuner(
+        tune.with_parameters(
+            trainable,
+            jobs=everything,
+            bundles=bundles,
+            desk=desk,
+            options=options,
+            installed=desks.installed(plugins),
+        ),
+        param_space={"job": tune.grid_search(space)},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True, max_concurrent_trials=jobs, trial_dirname_creator=lambda trial: trial.trial_id
+        ),
+        run_config=tune.RunConfig(
+            name="grid",
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[watch],
+            stop=watch.stopper(),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    watch.raise_what_stopped_it()
+
+
+class _Proxy:
+    """The desk, asked as if it were here."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def ask(*arguments: Any) -> Any:
+            try:
+                return ray.get(getattr(self._handle, name).remote(*arguments))
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    raise HomeFault(str(error.cause)) from None
+                raise
+
+        return ask
+
+
+class CellTrial(tune.Trainable):
+    """Watches one cell after another. Its result says what happened in the last seconds."""
+
+    def setup(  # type: ignore[override]
+        self,
+        config: dict[str, Any],
+        jobs: dict[int, Job],
+        bundles: dict[int, dict[str, float]],
+        desk: Any,
+        options: Options,
+        installed: dict[str, str],
+    ) -> None:
+        self.jobs, self.bundles, self.handle, self.options = jobs, bundles, desk, options
+        self.desk: Any = _Proxy(desk)
+        self.shared = choose_home(*self.desk.hello())
+        plugins = [name.removeprefix("plugin ") for name in installed if name.startswith("plugin ")]
+        # again: machines may have joined since the command looked at all
+        self.refused = desks.disagreements(installed, desks.installed(plugins))
+        self.attempt: Attempt | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self.number = new_config["job"]["number"]
+        self.attempt = self.begin(self.jobs[self.number])
+        return True
+
+    def begin(self, job: Job) -> Attempt:
+        return Attempt(job, self.desk, self.options, self.shared, self._start)
+
+    def step(self) -> dict[str, Any]:
+        assert self.attempt is not None
+        if self.refused:
+            news = News(done=True, reason=f"its machine is refused: {self.refused}")
+        else:
+            news = self.attempt.step(STEP_S)
+        return {"number": self.number, "done": news.done, "news": news}
+
+    def cleanup(self) -> None:
+        if self.attempt is not None:
+            self.attempt.end()
+            self.attempt = None
+
+    def _start(self, work: Work, job: Job) -> Worker:
+        if job.processes == 1:
+            return CellProcess(work, import_main=False)
+        return _Together(work, job, self.bundles[job.number], self.handle)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([config["job"]["bundle"]])
+
+
+class _Together:
+    """Several processes that train one cell."""
+
+    signal: int | None = None
+
+    def __init__(self, work: Work, job: Job, bundle: dict[str, float], desk: Any) -> None:
+        fit = ray.remote(num_cpus=0, max_retries=0)(_fit_together)
+        self._reference = fit.remote(work, job, bundle, desk)
+
+    def news(self, timeout: float = 0.0) -> tuple[str, Any] | None:
+        ready, _ = ray.wait([self._reference], timeout=timeout)
+        if not ready:
+            return None
+        try:
+            kind, content = ray.get(self._reference)
+        except RayError as error:
+            return "dead", f"its processes ended: {str(error).strip().splitlines()[-1][:300]}"
+        return kind, content
+
+    def answer(self, value: Any) -> None:
+        raise AssertionError("processes that train together ask for nothing")
+
+    def end(self) -> None:
+        ray.cancel(self._reference, force=True)
+
+
+def _fit_together(work: Work, job: Job, bundle: dict[str, float], desk: Any) -> tuple[str, Any]:
+    """Train one cell in ``job.processes`` processes, which the first one's record ends."""
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    folder = Path(work.environment["GENREC_BENCH_HOME"]) / "ray" / "together"
+    trainer = TorchTrainer(
+        cast(Any, _one_of_them),  # Ray hands back what it returns; its types say that it returns nothing
+        train_loop_config={"work": work, "job": job, "desk": desk},
+        torch_config=TorchConfig(backend=None if job.gpus else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=job.processes, use_gpu=job.gpus > 0, resources_per_worker=bundle, placement_strategy="PACK"
+        ),
+        run_config=train.RunConfig(
+            name=job.run_id,
+            storage_path=str(folder),
+            failure_config=train.FailureConfig(max_failures=CRASHES),
+        ),
+    )
+    try:
+        told: tuple[str, Any] | None = cast(Any, trainer.fit()).return_value  # the first process's
+    finally:
+        shutil.rmtree(folder / job.run_id, ignore_errors=True)
+    return told or ("dead", "its processes said nothing")
+
+
+def _one_of_them(config: dict[str, Any]) -> tuple[str, str | None]:
+    """What each process does, and how it ended; all of them must see one home (see docs/multi_gpu.md)."""
+    from genrec_bench.benchmark.execute import MethodFault, execute
+
+    work, job, desk = config["work"], config["job"], _Proxy(config["desk"])
+    choose_home(*desk.hello())
+    kind, reason = "done", None
+    with distributed.joined():
+        cell = pickle.loads(work.cell)
+        cell = (smaller(cell) or cell) if work.less_memory else cell
+        try:
+            execute(cell, work.results, lambda event: None, work.threads, work.keep_model)
+        except MethodFault as error:
+            kind, reason = "failed", str(error)
+        except MemoryError:
+            kind, reason = "memory", "out of memory"
+        reason = distributed.agreed(reason)
+        kind = "done" if reason is None else kind if kind != "done" else "failed"
+    if distributed.rank() == 0 and kind == "done":
+        identity = job.smaller_run_id if work.less_memory else job.run_id
+        desk.deliver(job.dataset, job.method, identity, desks.read_tree(work.results))
+        shutil.rmtree(work.results, ignore_errors=True)
+    return kind, reason
+
+
+class _Watch(tune.Callback):
+    """What the command does while trials run."""
+
+    def __init__(
+        self, grid: "Grid", missing: Sequence[tuple[Cell, str, str]], raise_if_stopped: Callable[[], None]
+    ) -> None:
+        self.grid, self.missing, self._raise_if_stopped = grid, missing, raise_if_stopped
+        self.fault: str | None = None
+        self._begun: set[int] = set()
+
+    def __deepcopy__(self, memo: Any) -> "_Watch":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, for a resumption that is not its business here
+
+    def stopper(self) -> "_Stopper":
+        return _Stopper(self)
+
+    def stops(self) -> bool:
+        from genrec_bench.benchmark.runner import Interrupted
+
+        try:
+            self._raise_if_stopped()
+        except Interrupted:
+            return True
+        return self.fault is not None
+
+    def raise_what_stopped_it(self) -> None:
+        self._raise_if_stopped()
+        if self.fault is not None:
+            raise InputError(self.fault)
+
+    def fits(self, job: Job, needs: Resources) -> bool:
+        """Whether some machine could ever run the cell; where none can, that is its reason."""
+        wanted, machines = bundle_of(needs), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(one.get(name, 0) >= amount for name, amount in wanted.items()) for one in machines):
+            return True
+        largest = {name: max(one.get(name, 0) for one in machines) for name in wanted}
+        texts = [", ".join(f"{name} {amount:g}" for name, amount in one.items()) for one in (wanted, largest)]
+        self._begin(job.number)
+        self._close(job.number, f"no machine is large enough: it asks for {texts[0]}, at most there is {texts[1]}")
+        return False
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begin(trial.config["job"]["number"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number, news = result["number"], result["news"]
+        cell, identity, _ = self.missing[number]
+        self._begin(number)
+        for event in news.events:
+            self.grid.progress.event(cell, event)
+        if news.fault is not None:
+            self.fault = self.fault or news.fault
+        elif news.already and news.reason is None:
+            self.grid.outcome.already += 1
+            self.grid.progress.finished(cell, "already there")
+        elif news.done:
+            if news.run_id not in (None, identity):  # half the batch: another run
+                self.grid.outcome.run_ids.append(news.run_id)
+            self._close(number, news.reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error()
+        last = " ".join(str(error).split())[-300:] if error else "no reason is known"
+        self._close(trial.config["job"]["number"], f"its worker was lost {RETRIES + 1} times: {last}")
+
+    def _begin(self, number: int) -> None:
+        if number not in self._begun:
+            self._begun.add(number)
+            self.grid.progress.begin(self.missing[number][0])
+
+    def _close(self, number: int, reason: str | None) -> None:
+        try:
+            self.grid.close(*self.missing[number], reason)
+        except InputError as error:
+            self.fault = self.fault or str(error)
+
+
+class _Stopper(tune.Stopper):
+    """Ends the experiment on a signal, or where our own folders are at fault."""
+
+    def __init__(self, watch: _Watch | None = None) -> None:
+        self._watch = watch
+
+    def __deepcopy__(self, memo: Any) -> "_Stopper":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._watch is not None and self._watch.stops()

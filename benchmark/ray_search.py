@@ -1,0 +1,228 @@
+"""`genrec-bench tune` on Ray: Tune proposes by OptunaSearch, ends trials by ASHA, and several run at a time.
+
+Which trials are under way when one is proposed depends on the clock, so unlike a search in one process this one is not
+repeated trial by trial; its record is the same, and it goes on from it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from genrec_bench.benchmark import desk as desks
+from genrec_bench.benchmark import tuning
+from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.ray_engine import CellTrial, bundle_of, connected, needs_of, open_desk
+from genrec_bench.benchmark.tuning import FIRST_RUNG, KEPT, Study
+from genrec_bench.benchmark.tuning_records import Trial
+from genrec_bench.datasets import store
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.base import Resources
+
+VALUE, TIME = "value", "validations"
+LONGEST = FIRST_RUNG * KEPT**6  # validations; far more than any method makes
+
+
+def search_on_ray(
+    study: Study,
+    progress: Progress,
+    raise_if_stopped: Callable[[], None],
+    jobs: int | None = None,
+    address: str | None = None,
+    resources: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """What is left of a study, ``jobs`` trials at a time (default: as many as there is room for)."""
+    tuning.optuna_quietly()
+    if study.over:
+        return
+    missing = [(study.cell, study.identity, study.dataset_sha256)]
+    with connected(address, missing) as plugins, open_desk(study.results) as at:
+        needs = needs_of(study.cell, resources or {})
+        trainable = tune.with_parameters(
+            SearchTrial,
+            cell=study.cell,
+            dataset_sha256=study.dataset_sha256,
+            needs=needs,
+            desk=at,
+            options=Options(search=True, time_budget_s=study.budget_s),
+            installed=desks.installed(plugins),
+        )
+        watch = _Watch(study, progress, raise_if_stopped)
+        tune.Tuner(
+            tune.with_resources(trainable, tune.PlacementGroupFactory([bundle_of(needs)])),
+            tune_config=tune.TuneConfig(
+                metric=VALUE,
+                mode="max",
+                search_alg=_proposer(study),
+                scheduler=ASHAScheduler(
+                    time_attr=TIME,
+                    grace_period=FIRST_RUNG,
+                    reduction_factor=KEPT,
+                    max_t=LONGEST,
+                    stop_last_trials=False,
+                ),
+                num_samples=study.trials - len(study.finished),
+                max_concurrent_trials=jobs,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=str(store.home() / ray.get(at.hello.remote())[1]),
+                failure_config=tune.FailureConfig(max_failures=3),
+                callbacks=[watch],
+                stop=_Stopper(watch),
+                verbose=0,
+            ),
+        ).fit()
+        watch.close()
+
+
+def _proposer(study: Study) -> OptunaSearch:
+    """OptunaSearch that knows the trials of before, or begins with the method's own settings."""
+    space = tuning.distributions(study)
+    known = [trial for trial in study.finished if trial.value is not None]
+    if not known:
+        return OptunaSearch(
+            space, metric=VALUE, mode="max", seed=study.seed, points_to_evaluate=[study.defaults]
+        )  # fmt: skip
+    return OptunaSearch(
+        space,
+        metric=VALUE,
+        mode="max",
+        seed=study.seed + len(study.finished),  # not the proposals of before
+        points_to_evaluate=[trial.values for trial in known],
+        evaluated_rewards=[trial.value for trial in known],
+    )
+
+
+class SearchTrial(CellTrial):
+    """Trains and validates one config after another. Reads the method to make its config, so it has its libraries."""
+
+    def setup(  # type: ignore[override]
+        self,
+        config: dict[str, Any],
+        cell: Any,
+        dataset_sha256: str,
+        needs: Resources,
+        desk: Any,
+        options: Options,
+        installed: dict[str, str],
+    ) -> None:
+        self.cell, self.dataset_sha256, self.needs = cell, dataset_sha256, needs
+        super().setup(config, {}, {}, desk, options, installed)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        from genrec_bench.benchmark.execute import run_id
+
+        self.cleanup()
+        self.number, self.curve = 0, list[float]()
+        cell = tuning.with_values(self.cell, new_config)
+        identity = run_id(cell, self.dataset_sha256)
+        job = job_of(0, cell, identity, self.dataset_sha256, self.needs, search=True)
+        self.attempt = Attempt(job, self.desk, self.options, self.shared, self._start)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        result = super().step()
+        news: News = result["news"]
+        for event in news.events:
+            tuning.extend(self.curve, event)
+        last = self.curve[-1] if self.curve else 0.0  # 0: Optuna wants a number before the first validation, too
+        value = last if news.value is None else news.value
+        return {**result, "curve": list(self.curve), TIME: len(self.curve), VALUE: value}
+
+
+class _Watch(tune.Callback):
+    """Writes down what becomes of each trial."""
+
+    def __init__(self, study: Study, progress: Progress, raise_if_stopped: Callable[[], None]) -> None:
+        self.study, self.progress, self._raise_if_stopped = study, progress, raise_if_stopped
+        self.fault: str | None = None
+        self._last = time.monotonic()
+        self._begun: dict[str, float] = {}
+
+    def __deepcopy__(self, memo: Any) -> "_Watch":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def stops(self) -> bool:
+        from genrec_bench.benchmark.runner import Interrupted
+
+        try:
+            self._raise_if_stopped()
+        except Interrupted:
+            return True
+        return self.fault is not None or time.monotonic() - self._last > self.study.left_s
+
+    def close(self) -> None:
+        """Count the rest of the time; raise what ended the search before its end."""
+        self.study.spend(self._passed())
+        self._raise_if_stopped()
+        if self.fault is not None:
+            raise InputError(self.fault)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun.setdefault(trial.trial_id, time.monotonic())
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        news: News | None = result.get("news")
+        if news is None or trial.trial_id not in self._begun:  # a trial of before, which is only retold
+            return
+        if news.fault is not None:
+            self.fault = news.fault
+            return
+        number, seconds = len(self.study.finished), time.monotonic() - self._begun[trial.trial_id]
+        values, curve = dict(trial.config), list(result.get("curve", []))
+        if news.done:
+            self._add(tuning.ended(number, values, news, curve, seconds))
+        elif not self.stops():
+            self._add(
+                Trial(number=number, values=values, state="pruned", value=None, seconds=seconds, curve=curve)
+            )  # fmt: skip
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        reason = "its worker was lost again and again"
+        seconds = time.monotonic() - self._begun.get(trial.trial_id, time.monotonic())
+        self._add(
+            Trial(
+                number=len(self.study.finished), values=dict(trial.config), state="failed", value=None, reason=reason,
+                seconds=seconds, curve=[],
+            )
+        )  # fmt: skip
+
+    def _add(self, trial: Trial) -> None:
+        self.study.add(trial, self._passed())
+        tuning.tell(self.progress, self.study, trial)
+
+    def _passed(self) -> float:
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        return passed
+
+
+class _Stopper(tune.Stopper):
+    """Ends the search on a signal, with its time, or where our own folders are at fault."""
+
+    def __init__(self, watch: _Watch | None = None) -> None:
+        self._watch = watch
+
+    def __deepcopy__(self, memo: Any) -> "_Stopper":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._watch is not None and self._watch.stops()

@@ -1,0 +1,444 @@
+"""Searching a method's settings on validation: the same trials and the same time for every method, and a record of it.
+
+    genrec-bench tune --method sasrec --method tiger --dataset ml-100k --trials 20 --time-budget 30m
+
+The first trial has the method's own settings; Optuna's TPE proposes the others from the method's ``search_space``, and
+successive halving ends those that fall behind (Li et al., MLSys 2020, arXiv 1810.05934; the rule of Ray's ASHA). A
+trial trains and validates: it never reads a test target. Each trial's seed is drawn from the study's seed and the
+trial's number, so a study that was killed goes on to the trials of an undisturbed one.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from genrec_bench.benchmark import records, storage
+from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
+from genrec_bench.benchmark.desk import Desk
+from genrec_bench.benchmark.execute import protocol_of, run_id
+from genrec_bench.benchmark.process import CellProcess
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.suite import Cell, Suite, cells, merged
+from genrec_bench.benchmark.tuning_records import Trial, Tuning, read
+from genrec_bench.datasets import store
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods import registry
+from genrec_bench.methods.artefacts import canonical_hash
+from genrec_bench.methods.base import Resources
+
+FIRST_RUNG = 3  # validations before a trial may be ended
+KEPT = 3  # one of so many goes on at each rung, and the next is so many times as far
+STARTUP = 8  # trials at random before TPE learns from them
+Values = dict[str, Any]  # setting (dots lead into groups) -> value
+
+
+@dataclass
+class Study:
+    """A search that is under way."""
+
+    cell: Cell  # with the settings that are given
+    fixed: Values
+    dataset_sha256: str
+    seed: int
+    engine: str
+    trials: int
+    budget_s: float | None
+    results: Path
+    space: dict[str, list[Any] | tuple[float, float]] = field(default_factory=dict)
+    finished: list[Trial] = field(default_factory=list)
+    spent_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.space = _space(self.cell, self.fixed)
+        path = self.path
+        if path.exists():
+            before = read(path)
+            self.finished, self.spent_s = list(before.trials), before.spent_seconds
+
+    @property
+    def identity(self) -> str:
+        """Hash of what determines the search; not of how long it is, so that a longer one goes on from a shorter."""
+        cell = self.cell
+        return canonical_hash(
+            {
+                "run": run_id(cell, self.dataset_sha256),
+                "space": {key: list(values) for key, values in self.space.items()},
+                "seed": self.seed,
+                "engine": self.engine,
+            }
+        )[:16]
+
+    @property
+    def path(self) -> Path:
+        return records.run_folder(self.results, self.cell.dataset, self.cell.method, "tuning").with_name(
+            f"tuning-{self.identity}.json"
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether trials, time or settings are used up."""
+        return len(self.finished) >= self.trials or self.left_s <= 0 or len(self.finished) >= self.size
+
+    @property
+    def left_s(self) -> float:
+        return math.inf if self.budget_s is None else self.budget_s - self.spent_s
+
+    @property
+    def size(self) -> float:
+        """Different settings that there are."""
+        ranges = any(isinstance(values, tuple) for values in self.space.values())
+        return math.inf if ranges else math.prod(len(values) for values in self.space.values())
+
+    @property
+    def defaults(self) -> Values:
+        """The settings of the first trial."""
+        return {key: _value_at(self.cell, key) for key in self.space}
+
+    @property
+    def best(self) -> Trial | None:
+        """The best finished trial; of equals the first."""
+        done = [trial for trial in self.finished if trial.value is not None and trial.state == "done"]
+        return max(done, key=lambda trial: (trial.value, -trial.number), default=None)
+
+    def cell_of(self, values: Values) -> Cell:
+        """The cell with a trial's settings."""
+        return with_values(self.cell, values)
+
+    def add(self, trial: Trial, seconds: float) -> None:
+        """Keep a trial, on disk too, and count the wall-clock time since the last one."""
+        self.finished.append(trial)
+        self.spend(seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Count wall-clock time, and write the record."""
+        self.spent_s += seconds
+        content = self.record().model_dump(mode="json", by_alias=True)
+        with storage.writing(self.results) as unfinished:
+            storage.write_bytes(unfinished / self.path.name, (json.dumps(content, indent=1) + "\n").encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(unfinished / self.path.name, self.path)
+
+    def record(self) -> Tuning:
+        best = self.best
+        cell = self.cell
+        return Tuning(
+            study=self.identity,
+            method=cell.method,
+            method_version=registry.get(cell.method).version,
+            plugin_sha256=cell.plugin_sha256,
+            dataset=cell.dataset,
+            dataset_sha256=self.dataset_sha256,
+            protocol=protocol_of(cell),
+            tier=cell.scale,
+            seed=self.seed,
+            metric=cell.rules.selection_metric,
+            engine=self.engine,
+            fixed=self.fixed,
+            space={key: list(values) for key, values in self.space.items()},
+            ranges=[key for key, values in self.space.items() if isinstance(values, tuple)],
+            budget_trials=self.trials,
+            budget_seconds=self.budget_s,
+            spent_seconds=round(self.spent_s, 1),
+            best=None if best is None else best.number,
+            best_value=None if best is None else best.value,
+            config=None if best is None else self.cell_of(best.values).config.model_dump(mode="json"),
+            trials=self.finished,
+        )
+
+
+def tune(
+    suite: Suite,
+    settings: dict[str, Values],
+    results: Path,
+    progress: Progress,
+    trials: int,
+    budget_s: float | None,
+    seed: int = 0,
+    jobs: int | None = None,
+    on_ray: dict[str, Any] | None = None,
+) -> list[Study]:
+    """Search for each method of ``suite`` on each of its data sets; ``settings`` are kept fixed.
+
+    Every study has the same ``trials`` and ``budget_s`` of wall-clock time. Raises InputError, or Interrupted.
+    """
+    from genrec_bench.benchmark.runner import stop_signals
+
+    results = Path(results).absolute()
+    records.check_writable(results)
+    studies = []
+    for cell in cells(suite, settings):
+        progress.say(f"data set {cell.dataset}")
+        sha256 = store.load(cell.dataset).sha256
+        entry = next(one for one in suite.methods if one.method == cell.method)
+        fixed = merged(entry.config, settings.get(cell.method, {}))
+        engine = "local" if on_ray is None else "ray"
+        study = Study(cell, fixed, sha256, seed, engine, trials, budget_s, results)
+        if not study.space:
+            raise InputError(f"{cell.method} has nothing to search: see genrec-bench methods {cell.method}")
+        studies.append(study)
+    with stop_signals() as raise_if_stopped:
+        for study in studies:
+            progress.say(
+                f"{study.cell.label} · {study.cell.dataset}: {len(study.finished)} of {trials} trials are there"
+            )
+            if on_ray is None:
+                _search(study, progress, raise_if_stopped)
+            else:
+                from genrec_bench.benchmark.ray_search import search_on_ray
+
+                search_on_ray(study, progress, raise_if_stopped, jobs=jobs, **on_ray)
+    return studies
+
+
+def write_suite(studies: Sequence[Study], path: Path, suite: Suite) -> None:
+    """The best settings as a suite that `genrec-bench run` takes."""
+    tuned: dict[str, dict[str, Any]] = {}
+    for study in studies:
+        if (best := study.best) is not None:
+            tuned.setdefault(study.cell.dataset, {})[study.cell.method] = nested(best.values)
+    fixed = {study.cell.method: study.fixed for study in studies}
+    content = {
+        "name": path.stem,
+        "methods": [{"method": name, "config": fixed[name]} if fixed[name] else name for name in fixed],
+        "datasets": suite.datasets,
+        "protocols": suite.protocols,
+        "seeds": suite.seeds,
+        "scale": suite.scale,
+        "mask_seen": suite.mask_seen,
+        "plugins": [str(Path(plugin).resolve()) for plugin in suite.plugins],
+        "tuned": tuned,
+    }
+    notes = [
+        f"# {study.cell.method} on {study.cell.dataset}: {_described(study)}, tuning-{study.identity}.json"
+        for study in studies
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([*notes, yaml.safe_dump(content, sort_keys=False)]), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror}") from None
+
+
+def report(studies: Sequence[Study]) -> str:
+    """A line a study: what was spent, what it gave."""
+    from tabulate import tabulate
+
+    rows = []
+    for study in studies:
+        first, best = next(iter(study.finished), None), study.best
+        settings = [] if best is None else [f"{key}={_short(value)}" for key, value in best.values.items()]
+        rows.append([
+            study.cell.method, study.cell.dataset, f"{len(study.finished)}/{study.trials}", f"{study.spent_s:.0f} s",
+            None if first is None else first.value, None if best is None else best.value, ", ".join(settings),
+        ])  # fmt: skip
+    metric = studies[0].cell.rules.selection_metric
+    headers = ["method", "data set", "trials", "time", f"first {metric}", f"best {metric}", "best settings"]
+    return tabulate(rows, headers=headers, floatfmt=".4f", missingval="-")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _described(study: Study) -> str:
+    best, metric = study.best, study.cell.rules.selection_metric
+    value = "no trial ended well" if best is None else f"validation {metric} {best.value:.4f}"
+    return f"{len(study.finished)} trials, {study.spent_s:.0f} s, {value}"
+
+
+def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], None]) -> None:
+    """Trials one after the other, in this machine's processes."""
+    desk = Desk(str(store.home()), str(study.results), "ray")
+    while not study.over:
+        number = len(study.finished)
+        values = suggest(study, number)
+        if values is None:
+            return
+        cell = study.cell_of(values)
+        identity = run_id(cell, study.dataset_sha256)
+        needs = Resources(cpus=os.cpu_count() or 1)
+        job = job_of(number, cell, identity, study.dataset_sha256, needs, search=True)
+        attempt: Any = Attempt(job, desk, Options(search=True), True, lambda work, job: CellProcess(work))  # type: ignore[arg-type]
+        started = time.monotonic()
+        try:
+            trial = _watch(study, attempt, number, values, raise_if_stopped)
+        finally:
+            attempt.end()
+        seconds = time.monotonic() - started
+        if trial is None:  # the time is up; its training state stays, for a longer search
+            study.spend(seconds)
+            return
+        shutil.rmtree(store.home() / "runs" / identity, ignore_errors=True)
+        study.add(trial, seconds)
+        tell(progress, study, trial)
+
+
+def tell(progress: Progress, study: Study, trial: Trial) -> None:
+    """One line about a trial that has ended."""
+    best = max(trial.curve, default=0.0) if trial.value is None else trial.value
+    what = trial.reason or f"{study.cell.rules.selection_metric} {best:.4f}"
+    place = f"[{len(study.finished)}/{study.trials}] {study.cell.label}"
+    progress.say(f"{place}: {trial.state}, {what}, {trial.seconds:.0f} s")
+
+
+def _watch(
+    study: Study, attempt: Attempt, number: int, values: Values, raise_if_stopped: Callable[[], None]
+) -> Trial | None:
+    """A trial to its end; None where the study's time ends first."""
+    started, curve = time.monotonic(), list[float]()
+    while True:
+        raise_if_stopped()
+        news = attempt.step(0.5)
+        if news.fault is not None:
+            raise InputError(news.fault)
+        for event in news.events:
+            extend(curve, event)
+        seconds = time.monotonic() - started
+        if news.done:
+            return ended(number, values, news, curve, seconds)
+        if falls_behind(curve, [trial.curve for trial in study.finished]):
+            return Trial(number=number, values=values, state="pruned", value=None, seconds=seconds, curve=curve)
+        if seconds > study.left_s:
+            return None
+
+
+def ended(number: int, values: Values, news: News, curve: list[float], seconds: float) -> Trial:
+    """A trial that came to its own end."""
+    state: Literal["done", "failed"] = "failed" if news.value is None else "done"
+    return Trial(
+        number=number, values=values, state=state, value=news.value, reason=news.reason, seconds=seconds, curve=curve
+    )
+
+
+def extend(curve: list[float], event: dict[str, Any]) -> None:
+    """Go on with a curve, where an event tells of a validation of the method itself, not of a stage before it."""
+    if "validation" in event and "stage" not in event:
+        curve.append(max(event["validation"], curve[-1] if curve else -math.inf))
+
+
+def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """Whether a trial stands, at the last rung it has reached, below the best third of those that reached it."""
+    rung = _last_rung(len(curve))
+    reached = [other[rung - 1] for other in others if rung and len(other) >= rung]
+    if not reached:
+        return False
+    reached.sort(reverse=True)
+    return curve[rung - 1] < reached[len(reached) // KEPT]
+
+
+def _last_rung(validations: int) -> int:
+    """3, 9, 27, ...: the highest that is reached; 0 for none."""
+    rung = 0
+    while validations >= (following := rung * KEPT or FIRST_RUNG):
+        rung = following
+    return rung
+
+
+def suggest(study: Study, number: int) -> Values | None:
+    """The settings of trial ``number``, from those before it; None where TPE finds no new ones."""
+    if number == 0:
+        return study.defaults
+    optuna = optuna_quietly()
+    seen = [trial.values for trial in study.finished]
+    space = distributions(study)
+    for again in range(50):
+        seed = int(canonical_hash([study.seed, number, again])[:8], 16)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        search = optuna.create_study(direction="maximize", sampler=sampler)
+        for trial in study.finished:
+            search.add_trial(_as_optuna(optuna, trial, space))
+        values = dict(search.ask(space).params)
+        if values not in seen:
+            return values
+    return None
+
+
+def optuna_quietly() -> Any:
+    """The library, its log switched off; InputError where it is missing."""
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("genrec-bench tune needs Optuna: pip install 'genrec-bench[ray]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def distributions(study: Study) -> dict[str, Any]:
+    """The space in Optuna's words."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    return {
+        key: FloatDistribution(*values, log=True) if isinstance(values, tuple) else CategoricalDistribution(values)
+        for key, values in study.space.items()
+    }
+
+
+def _as_optuna(optuna: Any, trial: Trial, space: dict[str, Any]) -> Any:
+    states = optuna.trial.TrialState
+    state = {"done": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[trial.state]
+    return optuna.trial.create_trial(
+        state=state,
+        value=trial.value if trial.state == "done" else None,
+        params=trial.values,
+        distributions=space,
+        intermediate_values=dict(enumerate(trial.curve)),
+    )
+
+
+def _space(cell: Cell, fixed: Values) -> dict[str, list[Any] | tuple[float, float]]:
+    """What is searched: the method's space without fixed settings, its own values always among the choices."""
+    found: dict[str, list[Any] | tuple[float, float]] = {}
+    for key, values in type(cell.config).search_space.items():
+        if _is_fixed(key, fixed):
+            continue
+        try:
+            own = _value_at(cell, key)
+        except (KeyError, TypeError):  # a part that is left out, or has no such setting
+            continue
+        if isinstance(values, tuple):
+            found[key] = (min(values[0], own), max(values[1], own))
+        else:
+            found[key] = list(values) if own in values else [*values, own]
+    return found
+
+
+def _is_fixed(key: str, fixed: Values) -> bool:
+    value: Any = fixed
+    for part in key.split("."):
+        if not isinstance(value, dict):  # a whole group was given by its name
+            return True
+        if part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def _value_at(cell: Cell, key: str) -> Any:
+    value: Any = cell.config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def nested(values: Values) -> Values:
+    """``{"lm.settings.dropout": 0.1}`` -> ``{"lm": {"settings": {"dropout": 0.1}}}``"""
+    found: Values = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        found = merged(found, value)
+    return found
+
+
+def with_values(cell: Cell, values: Values) -> Cell:
+    """A cell with some settings changed."""
+    config = merged(cell.config.model_dump(mode="json"), nested(values))
+    return replace(cell, config=registry.configure(cell.method, config))

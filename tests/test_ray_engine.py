@@ -1,0 +1,227 @@
+"""The engine `ray` on two workers: the records of the local engine, whatever happens to a cell or its worker."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_runner import SASREC, files_of, grid_of, plugin
+from test_runner import run as run_locally
+
+from genrec_bench.benchmark import desk, records
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.suite import cells, make_suite
+from genrec_bench.datasets.errors import InputError
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+from genrec_bench.benchmark import ray_engine  # noqa: E402 - after the skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_workers() -> Iterator[None]:
+    """One machine, two CPUs; its workers take the home of whoever asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GENREC_BENCH_HOME", raising=False)
+        for name, value in ray_engine.QUIET.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+def run(results: Path, methods, budget: float | None = None, resources=None, keep_models=False, **more):
+    grid = grid_of(methods, **more)
+    return ray_engine.run_on_ray(
+        grid, results, Progress(quiet=True), budget, jobs=2, keep_models=keep_models, resources=resources
+    )
+
+
+def contents(results: Path) -> dict[str, object]:
+    """What a grid's records say of results: no times, no machine."""
+    found = {}
+    for record in records.read_all(results)[0]:
+        folder = records.run_folder(results, record.dataset.name, record.method, record.run_id)
+        kept = record.model_dump(include={"metrics", "list_metrics", "slices", "validation", "config", "overrides"})
+        lists = records.read_rankings(folder)[1].items.tolist() if record.protocol.name == "full" else None
+        found[record.run_id] = (kept, records.read_ranks(folder)[1].tolist(), lists)
+    return found
+
+
+def test_the_records_are_those_of_the_local_engine(stored, tmp_path, home):
+    grid = {"methods": ["popularity", SASREC], "protocols": ["full", "cand20"], "seeds": [0, 1]}
+    on_ray = run(tmp_path / "ray", **grid, keep_models=True)
+    local = run_locally(tmp_path / "local", **grid)
+    assert (on_ray.done, on_ray.already, on_ray.failed) == (8, 0, {})
+    assert on_ray.run_ids == local.run_ids
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    names = [set(files_of(tmp_path / engine)) for engine in ("ray", "local")]
+    assert names[0] == names[1]
+    assert {path.name for path in (home / "models").iterdir()} == set(on_ray.run_ids)
+    assert not [path for path in (home / "runs").iterdir() if path.suffix != ".lock"]
+    assert not list((home / "ray").rglob("*.json"))  # neither records nor Tune's own state
+
+    before = files_of(tmp_path / "ray")
+    (damaged,) = [path for path in (tmp_path / "ray").rglob("run.json") if on_ray.run_ids[3] in str(path)]
+    damaged.unlink()
+    again = run(tmp_path / "ray", **grid)
+    assert (again.done, again.already, again.run_ids) == (1, 7, on_ray.run_ids)
+    changed = {name for name, file in files_of(tmp_path / "ray").items() if file != before[name]}
+    assert all(on_ray.run_ids[3] in name for name in changed)
+
+
+FAULTS = {
+    "raises": "def fit(self, train, context): raise KeyError('lost')",
+    "shoots": "def fit(self, train, context): os.kill(os.getpid(), signal.SIGKILL)",
+    "hangs": "def fit(self, train, context): time.sleep(600)",
+    "eats": "def fit(self, train, context): self.popularity = np.ones(10**15)",
+    "stumbles": """
+def fit(self, train, context):
+    state = context.checkpoint.load()
+    if state is None:
+        context.checkpoint.save({"weights": torch.rand(train.num_items)})
+        os.kill(os.getpid(), signal.SIGSEGV)
+    self.popularity = state["weights"].numpy()
+""",
+    "loses": """
+def fit(self, train, context):
+    super().fit(train, context)
+    flag = FLAG
+    if not os.path.exists(flag):
+        Path(flag).touch()
+        parent = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(parent, signal.SIGKILL)
+        time.sleep(600)
+""",
+}
+HUNGRY = """
+from typing import ClassVar
+
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+class HungryConfig(MethodConfig):
+    size: int = 8
+    batch: ClassVar = "size"
+
+
+@register("hungry")
+class Hungry(Popularity):
+    Config = HungryConfig
+
+    def fit(self, train, context):
+        if self.config.size > 4:
+            raise MemoryError
+        super().fit(train, context)
+"""
+
+
+def test_whatever_happens_to_a_cell_the_others_go_on(stored, tmp_path):
+    bodies = {name: body.replace("FLAG", repr(str(tmp_path / "flag"))) for name, body in FAULTS.items()}
+    plugins = [plugin(tmp_path, name, body) for name, body in bodies.items()]
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    results = tmp_path / "results"
+    methods = [*FAULTS, "hungry", "popularity"]
+    outcome = run(results, methods, budget=12.0, plugins=[*plugins, str(tmp_path / "hungry.py")])
+    reasons = {failure.method: failure.reason for failure in records.read_failures(results)[0]}
+    done = {record.method: record for record in records.read_all(results)[0]}
+    assert set(done) == {"stumbles", "loses", "hungry", "popularity"}
+    assert set(reasons) == {"raises", "shoots", "hangs", "eats", "hungry"}
+    assert re.match(r"fit raised KeyError: 'lost' \(raises\.py:\d+\)", reasons["raises"])
+    assert reasons["shoots"] == "its process ended by signal 9, 3 times"
+    assert reasons["hangs"] == "stopped after its time budget of 12 s"
+    assert reasons["eats"] == "out of memory"  # it has no batch to halve
+    assert done["hungry"].config == {"size": 4}
+    assert reasons["hungry"] == f"out of memory; run {done['hungry'].run_id} computes half the batch at a time"
+    assert done["hungry"].run_id in outcome.run_ids
+    assert set(outcome.failed.values()) == set(reasons.values())
+
+
+SMALL = {"architecture": "decoder_only", "index": {"builder": "random"}, "epochs": 2, "dropout": 0.0, "bf16": False}
+
+
+def test_two_processes_train_one_cell(stored, tmp_path):
+    """Ray Train's TorchTrainer over gloo; the record stands beside one of one process."""
+    tiger = {"method": "tiger", "config": {**SMALL, "layers": 1, "width": 32, "batch_tokens": 500}}
+    outcome = run(tmp_path / "two", [tiger], resources={"tiger": {"processes": 2}})
+    assert outcome.failed == {}
+    run_locally(tmp_path / "one", [tiger])
+    (one,), (two,) = (records.read_all(tmp_path / name)[0] for name in ("one", "two"))
+    assert one.run_id == two.run_id
+    assert two.cost.hardware == f"2 x {one.cost.hardware}"
+    for name, metric in one.metrics.items():
+        assert two.metrics[name].mean == pytest.approx(metric.mean, abs=0.02), name  # a near tie may fall the other way
+
+
+def test_another_version_is_refused_by_name(stored, tmp_path, monkeypatch):
+    here = desk.installed([])
+    monkeypatch.setattr(desk, "_versions", lambda: {**here, "torch": "0.9"})
+    expected = rf"Ray's machine .* is refused: torch is {re.escape(here['torch'])} there, 0.9 here\. Install the same"
+    with pytest.raises(InputError, match=expected):
+        run(tmp_path, ["popularity"])
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_missing_plugin_is_named(tmp_path):
+    here = {"torch": "2.0", "plugin /a/mine.py": "0123"}
+    assert desk.disagreements(here, desk.installed(["/a/mine.py"]) | {"torch": "2.0"}) == (
+        "plugin /a/mine.py is missing there, 0123 here"
+    )
+
+
+def test_a_cell_that_no_machine_can_hold(stored, tmp_path):
+    outcome = run(tmp_path, ["popularity", "markov"], resources={"markov": {"cpus": 64}})
+    assert outcome.done == 1
+    (reason,) = outcome.failed.values()
+    assert reason == "no machine is large enough: it asks for CPU 64, at most there is CPU 2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine=rey"], "Unknown engine 'rey'. Did you mean: ray"),
+        (["--address=a:1"], "--address and --resources are of --engine ray"),
+        (["--engine=ray", "--resources=popularity.gpu=1"], "Unknown resource of popularity 'gpu'. Did you mean: gpus"),
+        (["--engine=ray", "--resources=popularity.cpus=0"], "popularity.cpus=0: expected a positive number"),
+        (["--engine=ray", "--resources=popularity.processes=2"], "popularity trains in one process"),
+        (["--engine=ray", "--address=ray://a:1"], "start the command on a machine of the cluster"),
+    ],
+)
+def test_wrong_options(command, stored, tmp_path, options, message):
+    code, _, said = command("run", "--method=popularity", "--dataset=tiny", "--results", tmp_path, *options)
+    assert code == 2
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_results_that_cannot_be_written(stored, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"Cannot write records in .*file.*give --results a writable folder"):
+        run(tmp_path / "file" / "results", ["popularity"])
+
+
+def test_only_two_files_know_ray():
+    sources = [path for room in ("benchmark", "methods", "datasets") for path in (ROOT / room).rglob("*.py")]
+    found = {path.name for path in sources if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.MULTILINE)}
+    assert found == {"ray_engine.py", "ray_search.py"}
+
+
+def test_a_search_on_ray(stored, tmp_path):
+    from genrec_bench.benchmark import tuning
+
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    for trials, there in ((3, 3), (5, 5)):  # the second goes on from the first
+        (study,) = tuning.tune(suite, {}, tmp_path, Progress(quiet=True), trials, 120.0, jobs=2, on_ray={})
+        assert len(study.finished) == there
+    (path,) = (tmp_path / "tiny" / "item_knn").glob("tuning-*.json")
+    record = json.loads(path.read_text())
+    assert record["engine"] == "ray"
+    own = {"neighbours": 200, "shrink": 10.0, "decay": 0.5}
+    assert own in [trial["values"] for trial in record["trials"]]
+    assert [trial["number"] for trial in record["trials"]] == [0, 1, 2, 3, 4]
+    assert {trial["state"] for trial in record["trials"]} == {"done"}
+    assert record["best_value"] == max(trial["value"] for trial in record["trials"])
+    assert cells(suite)[0].config.model_dump(mode="json").keys() == record["config"].keys()

@@ -1,0 +1,136 @@
+"""Two Ray nodes with folders of their own: what is computed on one comes home to the other, also when one is lost."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_interruption import SLOW, epochs_of
+from test_ray_engine import contents
+from test_runner import grid_of
+from test_runner import run as run_locally
+
+from genrec_bench.benchmark import records
+from genrec_bench.benchmark.progress import Progress
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+from ray.cluster_utils import Cluster  # noqa: E402 - after the skip
+
+from genrec_bench.benchmark import ray_engine  # noqa: E402
+
+
+class Nodes:
+    """The command's machine, which computes nothing, and others with two CPUs and homes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.homes: list[Path] = []
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+
+    def add(self) -> Any:
+        self.homes.append(self.folder / f"node{len(self.homes)}")
+        return self.cluster.add_node(num_cpus=2, env_vars={"GENREC_BENCH_HOME": str(self.homes[-1])})
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_engine.QUIET.items():
+            patch.setenv(name, value)
+        made = Nodes(tmp_path)
+        yield made
+        ray.shutdown()
+        made.cluster.shutdown()
+
+
+SHARES = """
+from pathlib import Path
+
+import numpy as np
+
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+class SharesConfig(MethodConfig):
+    power: float = 1.0
+
+
+@register("shares")
+class Shares(Popularity):
+    \"\"\"Popularity to some power; the counts are an artefact that all of them share.\"\"\"
+
+    Config = SharesConfig
+
+    def fit(self, train, context):
+        def build(folder):
+            with open(FOLDER + "/built", "a") as file:
+                print(folder, file=file)
+            np.save(folder / "counts.npy", train.item_counts())
+
+        folder = context.artefacts.get("counts", {"items": train.num_items}, build)
+        self.popularity = (np.load(folder / "counts.npy") ** self.config.power).astype(np.float32)
+"""
+
+
+def test_records_and_artefacts_come_home(nodes, stored, tmp_path, home):
+    nodes.add()
+    (tmp_path / "shares.py").write_text(SHARES.replace("FOLDER", repr(str(tmp_path))))
+    methods = [{"method": "shares", "label": f"power {power}", "config": {"power": power}} for power in (1.0, 0.5, 2.0)]
+    grid = {"plugins": [str(tmp_path / "shares.py")], "protocols": ["full", "cand20"]}
+    results = tmp_path / "results"
+    outcome = ray_engine.run_on_ray(grid_of(methods, **grid), results, Progress(quiet=True), keep_models=True)
+    assert (outcome.done, outcome.failed) == (6, {})
+    theirs = nodes.homes[0]
+    assert (theirs / "datasets" / "tiny" / "dataset.json").exists()  # fetched
+    assert not list((theirs / "ray" / "finished").rglob("run.json"))  # delivered
+    assert {path.name for path in (home / "models").iterdir()} == set(outcome.run_ids)
+    assert len((tmp_path / "built").read_text().splitlines()) == 1
+    assert len(list((home / "artefacts" / "counts").glob("*/counts.npy"))) == 1
+    run_locally(tmp_path / "local", methods, **grid)
+    assert contents(results) == contents(tmp_path / "local")
+
+
+def test_a_lost_machines_cells_move_with_their_checkpoints(nodes, stored, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW.replace("FOLDER", repr(str(tmp_path))))
+    (tmp_path / "hold").touch()
+    first = nodes.add()
+    moved: list[str] = []
+
+    def lose_the_first() -> None:
+        deadline = time.monotonic() + 120
+        home = tmp_path / "home-of-the-command"
+        while not list(home.glob("runs/*/training.pt")) or len(epochs_of(tmp_path)) < 3:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
+        nodes.cluster.remove_node(first, allow_graceful=False)
+        (tmp_path / "hold").unlink()
+        nodes.add()
+        moved.append("yes")
+
+    with pytest.MonkeyPatch.context() as patch:
+        own = tmp_path / "home-of-the-command"
+        Path(ray_engine.store.home()).rename(own)
+        patch.setenv("GENREC_BENCH_HOME", str(own))
+        thread = threading.Thread(target=lose_the_first, daemon=True)
+        thread.start()
+        grid = grid_of(["slow"], plugins=[str(tmp_path / "slow.py")])
+        outcome = ray_engine.run_on_ray(grid, tmp_path / "results", Progress(quiet=True))
+        thread.join()
+        assert moved == ["yes"]
+        assert (outcome.done, outcome.failed) == (1, {})
+        epochs = [epoch for _, epoch in epochs_of(tmp_path)]
+        assert epochs.count(1) == 1  # it went on, elsewhere, from the checkpoint that had come home
+        assert epochs[-1] == 6
+        assert len({pid for pid, _ in epochs_of(tmp_path)}) == 2
+        run_locally(tmp_path / "undisturbed", ["slow"], plugins=[str(tmp_path / "slow.py")])
+    ranks = [
+        records.read_ranks(records.run_folder(folder, "tiny", "slow", outcome.run_ids[0]))[1].tolist()
+        for folder in (tmp_path / "results", tmp_path / "undisturbed")
+    ]
+    assert ranks[0] == ranks[1]

@@ -1,0 +1,180 @@
+"""Searches: on validation alone, the same effort for all, resumable, recorded, and their result is a suite."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import rows_of
+
+from genrec_bench.benchmark import records, tuning
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.runner import run_grid
+from genrec_bench.benchmark.standings import render
+from genrec_bench.benchmark.suite import cells, make_suite, read_suite
+from genrec_bench.benchmark.tuning_records import behind, read_all
+from genrec_bench.datasets import store
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.splits import leave_one_out
+
+pytest.importorskip("optuna", reason="the extra `ray` is not installed")
+
+SUITE = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+
+
+def search(results: Path, trials: int = 4, budget_s: float | None = None, suite=SUITE, settings=None, seed=0):
+    return tuning.tune(suite, settings or {}, results, Progress(quiet=True), trials, budget_s, seed)
+
+
+def told(study) -> list[tuple]:
+    return [(one.number, one.values, one.state, one.value, one.curve) for one in study.finished]
+
+
+def test_a_search_reads_validation_only(stored, tiny, tmp_path):
+    """With every test target poisoned, nothing that it tries, measures or chooses changes."""
+    (clean,) = search(tmp_path / "clean")
+    rng = np.random.default_rng(0)
+    last = tiny.sequences.offsets[1:] - 1
+    items = tiny.sequences.items.copy()
+    items[last] = (items[last] + rng.integers(1, tiny.num_items, len(last))) % tiny.num_items
+    poisoned = replace(tiny, sequences=replace(tiny.sequences, items=items), sha256="")
+    before, after = leave_one_out(tiny), leave_one_out(poisoned)
+    assert (before.test.targets != after.test.targets).all()
+    assert rows_of(before.train.sequences) == rows_of(after.train.sequences)
+    store.save(poisoned)
+    (dirty,) = search(tmp_path / "dirty")
+    assert dirty.dataset_sha256 != clean.dataset_sha256
+    assert told(dirty) == told(clean)
+    assert dirty.best == clean.best
+
+
+def test_a_search_that_was_stopped_goes_on_to_the_same_end(stored, tmp_path):
+    (whole,) = search(tmp_path / "whole", trials=5)
+    search(tmp_path / "parts", trials=2)
+    (parts,) = search(tmp_path / "parts", trials=5)
+    assert told(parts) == told(whole)
+    assert parts.identity == whole.identity
+    assert whole.finished[0].values == {"neighbours": 200, "shrink": 10.0, "decay": 0.5}  # the method's own
+    values = [tuple(trial.values.items()) for trial in whole.finished]
+    assert len(set(values)) == 5
+    assert told(search(tmp_path / "other", trials=3, seed=1)[0])[1:] != told(whole)[1:3]
+    assert told(search(tmp_path / "whole", trials=5)[0]) == told(whole)  # nothing is left to do
+
+
+def test_what_is_left_behind(stored, tmp_path, home):
+    (study,) = search(tmp_path, settings={"item_knn": {"decay": 0.7}})
+    (path,) = tmp_path.glob("tiny/item_knn/tuning-*.json")
+    content = json.loads(path.read_text())
+    assert (content["schema"], content["budget_trials"], content["metric"]) == (1, 4, "ndcg@10")
+    assert content["fixed"] == {"decay": 0.7}
+    assert set(content["space"]) == {"neighbours", "shrink"}
+    assert content["best_value"] == max(trial["value"] for trial in content["trials"])
+    assert content["spent_seconds"] > 0
+    assert not list(tmp_path.rglob("run.json"))  # nothing was tested
+    assert [path for path in (home / "runs").iterdir() if path.suffix != ".lock"] == []
+
+    suite = tmp_path / "tuned.yaml"
+    tuning.write_suite([study], suite, SUITE)
+    written = yaml.safe_load(suite.read_text())
+    assert written["tuned"]["tiny"]["item_knn"] == study.best.values
+    assert written["methods"] == [{"method": "item_knn", "config": {"decay": 0.7}}]
+    assert run_grid(cells(read_suite(suite)), tmp_path, Progress(quiet=True)).done == 1
+    (record,), _ = records.read_all(tmp_path)
+    (behind_it,) = read_all(tmp_path)
+    assert behind([behind_it], record) == behind_it
+    assert behind([behind_it], record.model_copy(update={"config": {}})) is None
+    (row,) = json.loads(render(tmp_path, "json"))
+    assert row["tuning"] == {
+        "study": study.identity, "trials": 4, "budget_trials": 4, "budget_seconds": None,
+        "spent_seconds": content["spent_seconds"], "best_value": content["best_value"], "engine": "local",
+    }  # fmt: skip
+
+
+def test_a_network_is_searched_with_its_curve(stored, tmp_path):
+    small = {"dim": 8, "feedforward": 16, "epochs": 4, "max_length": 8, "blocks": 1}
+    suite = make_suite({"methods": [{"method": "sasrec", "config": small}], "datasets": ["tiny"]})
+    (study,) = search(tmp_path, trials=3, suite=suite)
+    assert "dim" not in study.space  # it was given
+    first = study.finished[0]
+    assert (first.state, len(first.curve)) == ("done", 4)
+    assert first.curve == sorted(first.curve)
+    assert first.value == pytest.approx(first.curve[-1])
+    assert {trial.state for trial in study.finished} <= {"done", "pruned"}
+
+
+@pytest.mark.parametrize(
+    ("curve", "behind_them"),
+    [([0.1, 0.1], False), ([0.1, 0.1, 0.1], True), ([0.4, 0.4, 0.4], False), ([0.1, 0.1, 0.5], False)],
+)
+def test_a_third_of_the_trials_goes_on(curve, behind_them):
+    others = [[0.1, 0.2, 0.2], [0.2, 0.3, 0.3], [0.0, 0.4, 0.4, 0.4], [0.9]]
+    assert tuning.falls_behind(curve, others) is behind_them
+
+
+def test_nobody_is_ended_without_a_rival():
+    assert not tuning.falls_behind([0.0] * 10, [[1.0, 1.0]])
+    assert [tuning._last_rung(count) for count in (0, 2, 3, 8, 9, 26, 27)] == [0, 0, 3, 3, 9, 9, 27]
+
+
+PLUGIN = """
+import time
+from typing import ClassVar
+
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+class OddConfig(MethodConfig):
+    mode: str = "good"
+    search_space: ClassVar = {"mode": ["good", "raises", "sleeps"]}
+
+
+@register("odd")
+class Odd(Popularity):
+    Config = OddConfig
+
+    def fit(self, train, context):
+        super().fit(train, context)
+        assert self.config.mode != "raises", "never again"
+        if self.config.mode == "sleeps":
+            time.sleep(600)
+"""
+
+
+def test_a_failing_trial_and_the_end_of_the_time(stored, tmp_path):
+    (tmp_path / "odd.py").write_text(PLUGIN)
+    suite = make_suite({"methods": ["odd"], "datasets": ["tiny"], "plugins": [str(tmp_path / "odd.py")]})
+    (study,) = search(tmp_path / "results", trials=9, budget_s=12.0, suite=suite)
+    assert {trial.values["mode"] for trial in study.finished} <= {"good", "raises"}
+    assert all("never again" in trial.reason for trial in study.finished if trial.state == "failed")
+    assert study.best.values == {"mode": "good"}
+    assert 12.0 <= study.spent_s < 25  # the sleeping one took the rest
+    (again,) = search(tmp_path / "results", trials=9, budget_s=12.0, suite=suite)
+    assert told(again) == told(study)
+
+
+def test_the_command(command, stored, tmp_path):
+    arguments = ["tune", "--method=item_knn", "--method=markov", "--dataset=tiny", "--trials=2", "--results", tmp_path]
+    code, said, _ = command(*arguments, "--quiet")
+    assert code == 0
+    assert "2/2" in said
+    assert f"genrec-bench run {tmp_path / 'tuned.yaml'}" in said
+    assert command("run", tmp_path / "tuned.yaml", "--results", tmp_path, "--quiet")[0] == 0
+    assert [bool(row["tuning"]) for row in json.loads(render(tmp_path, "json"))] == [True, True]
+
+
+def test_what_cannot_be_searched(stored, tmp_path):
+    with pytest.raises(InputError, match="popularity has nothing to search"):
+        search(tmp_path, suite=make_suite({"methods": ["popularity"], "datasets": ["tiny"]}))
+    with pytest.raises(InputError, match=r"Unknown method 'item_kn'\. Did you mean: item_knn"):
+        search(tmp_path, suite=make_suite({"methods": ["item_kn"], "datasets": ["tiny"]}))
+
+
+def test_dots_lead_into_groups():
+    assert tuning.nested({"lm.settings.dropout": 0.1, "lm.method": "tiger", "n": 5}) == {
+        "lm": {"settings": {"dropout": 0.1}, "method": "tiger"},
+        "n": 5,
+    }
