@@ -70,7 +70,7 @@ def _versions() -> dict[str, str]:
     found |= {name: _version_of(name) for name in DECIDING}
     source = hashlib.sha256()
     for room in ("benchmark", "methods", "datasets"):
-        spec = find_spec(f"genrec_bench.{room}")
+        spec = find_spec(f".{room}", "genrec_bench")
         for folder in (spec.submodule_search_locations or []) if spec else []:
             for path in sorted(Path(folder).rglob("*.py")):
                 source.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())

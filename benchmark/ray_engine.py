@@ -281,6 +281,13 @@ class CellTrial(tune.Trainable):
             self.attempt.end()
             self.attempt = None
 
+    # Tune saves a trial that it pauses or ends; a cell's own checkpoints and record are elsewhere.
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        pass
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        pass
+
     def _start(self, work: Work, job: Job) -> Worker:
         if job.processes == 1:
             return CellProcess(work, import_main=False)

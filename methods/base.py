@@ -27,9 +27,9 @@ class MethodConfig(BaseModel):
     """Base of every method's config: frozen, unknown keys rejected.
 
     ``search_space`` maps a field to the values a search may try: a list of choices, or a ``(low, high)`` pair of floats
-    that is sampled on a log scale; dots lead into a group (``lm.settings.dropout``). ``batch_field`` names the field that
-    says how much is computed at a time, where there is one. ``incidental`` names fields that change how an answer is
-    come by, never the answer (an address, a price, a number of tries): two runs that differ in them alone are one.
+    that is sampled on a log scale; dots lead into a group (``lm.settings.dropout``). ``batch_field`` names the field
+    that says how much is computed at a time, where there is one. ``incidental`` names fields that change how an answer
+    is come by, never the answer (an address, a price, a number of tries): two runs that differ in them alone are one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

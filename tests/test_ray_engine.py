@@ -26,7 +26,7 @@ def two_workers() -> Iterator[None]:
         patch.delenv("GENREC_BENCH_HOME", raising=False)
         for name, value in ray_engine.QUIET.items():
             patch.setenv(name, value)
-        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
 
@@ -105,7 +105,7 @@ from genrec_bench.methods.registry import register
 
 class HungryConfig(MethodConfig):
     size: int = 8
-    batch: ClassVar = "size"
+    batch_field: ClassVar = "size"
 
 
 @register("hungry")
