@@ -1,6 +1,7 @@
-"""EAGER-LLM's claims against the committed records: each step of the ladder, each mode of the index, and the floor.
+"""A paper's claims against the committed records: each part of a method against what is left without it, and the floor.
 
-    .venv/bin/python benchmarks/eager_claims.py [--results results] [--dataset ml-100k] [--keep-seen]
+    .venv/bin/python benchmarks/claims.py eager_llm [--results results] [--dataset ml-100k] [--keep-seen]
+    .venv/bin/python benchmarks/claims.py agrec
 
 Paired over users, seeds averaged per user first; Holm's correction over all claims that the records can judge.
 """
@@ -14,7 +15,7 @@ from genrec_bench.benchmark import standings, statistics
 from genrec_bench.benchmark.compare import compare
 from genrec_bench.datasets.errors import InputError
 
-CLAIMS = (
+EAGER_LLM = (
     ("two sources (DKI) beat a random index", "eager_llm unit", "eager_llm random"),
     ("the contrast (GCT) helps", "eager_llm unit+GCT", "eager_llm unit"),
     ("the adapter (AAT) helps", "eager_llm unit+GCT+AAT", "eager_llm unit+GCT"),
@@ -29,12 +30,32 @@ CLAIMS = (
     ("a random index beats markov", "eager_llm random", "markov"),
     ("din beats markov", "din", "markov"),
 )
+AGREC = (
+    ("the graph helps letter_lc_rec", "agrec", "agrec w/o graph"),
+    ("the language model helps the graph", "agrec", "lightgcn"),
+    ("SGL helps letter_lc_rec", "agrec sgl", "agrec w/o graph"),
+    ("the language model helps SGL", "agrec sgl", "sgl"),
+    ("XSimGCL helps letter_lc_rec", "agrec xsimgcl", "agrec w/o graph"),
+    ("the language model helps XSimGCL", "agrec xsimgcl", "xsimgcl"),
+    ("neighbours (item_knn) help letter_lc_rec", "agrec item_knn", "agrec w/o graph"),
+    ("the graph helps tiger", "agrec over tiger", "agrec w/o graph, tiger"),
+    ("the graph helps eager_llm", "agrec over eager_llm", "agrec w/o graph, eager_llm"),
+    ("the released code's mixing helps", "agrec official", "agrec w/o graph"),
+    ("the paper's mixing beats the code's", "agrec n=10", "agrec official"),
+    ("100 suggestions beat 10", "agrec", "agrec n=10"),
+    ("the best item's score beats the sum", "agrec", "agrec sum"),
+    ("validation edges help", "agrec", "agrec, training edges"),
+    ("SGL beats LightGCN as a guide", "agrec sgl", "agrec"),
+    ("XSimGCL beats LightGCN as a guide", "agrec xsimgcl", "agrec"),
+)
+CLAIMS = {"eager_llm": EAGER_LLM, "agrec": AGREC}
 METRIC = "ndcg@10"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=CLAIMS)
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--keep-seen", action="store_true", help="the records that keep seen items")
@@ -48,7 +69,7 @@ def main() -> None:
         and record.protocol.mask_seen != arguments.keep_seen
     ]
     judged, absent = [], []
-    for claim, a, b in CLAIMS:
+    for claim, a, b in CLAIMS[arguments.method]:
         try:
             (row,) = (row for row in compare(wanted, a, b, load_ranks) if row.metric == METRIC)
         except InputError:
