@@ -212,7 +212,7 @@ def run_trials(
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             callbacks=[watch],
-            stop=watch.stopper(),
+            stop=Stopper(watch),
             verbose=0,
         ),
     )
@@ -390,9 +390,6 @@ class _Watch(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, for a resumption that is not its business here
 
-    def stopper(self) -> "_Stopper":
-        return _Stopper(self)
-
     def stops(self) -> bool:
         from genrec_bench.benchmark.runner import Interrupted
 
@@ -456,17 +453,17 @@ class _Watch(tune.Callback):
             self.fault = self.fault or str(error)
 
 
-class _Stopper(tune.Stopper):
-    """Ends the experiment on a signal, or where our own folders are at fault."""
+class Stopper(tune.Stopper):
+    """Ends an experiment when its watch says so: by a signal, after its time, for a fault of our own folders."""
 
-    def __init__(self, watch: _Watch | None = None) -> None:
+    def __init__(self, watch: Any = None) -> None:
         self._watch = watch
 
-    def __deepcopy__(self, memo: Any) -> "_Stopper":
+    def __deepcopy__(self, memo: Any) -> "Stopper":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Stopper, ()
+        return Stopper, ()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False

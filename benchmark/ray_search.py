@@ -17,7 +17,7 @@ from genrec_bench.benchmark import desk as desks
 from genrec_bench.benchmark import tuning
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.ray_engine import CellTrial, bundle_of, connected, needs_of, open_desk
+from genrec_bench.benchmark.ray_engine import CellTrial, Stopper, bundle_of, connected, needs_of, open_desk
 from genrec_bench.benchmark.tuning import FIRST_RUNG, KEPT, Study
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
@@ -76,7 +76,7 @@ def search_on_ray(
                 storage_path=str(store.home() / ray.get(at.hello.remote())[1]),
                 failure_config=tune.FailureConfig(max_failures=3),
                 callbacks=[watch],
-                stop=_Stopper(watch),
+                stop=Stopper(watch),
                 verbose=0,
             ),
         ).fit()
@@ -207,22 +207,3 @@ class _Watch(tune.Callback):
         now = time.monotonic()
         passed, self._last = now - self._last, now
         return passed
-
-
-class _Stopper(tune.Stopper):
-    """Ends the search on a signal, with its time, or where our own folders are at fault."""
-
-    def __init__(self, watch: _Watch | None = None) -> None:
-        self._watch = watch
-
-    def __deepcopy__(self, memo: Any) -> "_Stopper":
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Stopper, ()
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._watch is not None and self._watch.stops()
