@@ -1,13 +1,12 @@
 """Two Ray nodes with folders of their own: what is computed on one comes home to the other, also when one is lost."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from test_interruption import SLOW, epochs_of
 from test_ray_engine import contents
@@ -111,8 +110,13 @@ def test_a_lost_machines_cells_move_with_their_checkpoints(nodes, stored, tmp_pa
                 return
             time.sleep(0.1)
         (at_work,) = (number for number, home in enumerate(nodes.homes) if list(home.glob("runs/*/training.pt")))
+        cell = psutil.Process(epochs_of(tmp_path)[-1][0])
+        lost = [cell.parent(), cell]  # the one that watches first: it would start the cell again
+        for process in lost:
+            process.suspend()  # a lost machine computes nothing more
         nodes.cluster.remove_node(machines[at_work], allow_graceful=False)
-        os.kill(epochs_of(tmp_path)[-1][0], signal.SIGKILL)  # a lost machine computes nothing more
+        for process in lost:
+            process.kill()
         (tmp_path / "hold").unlink()
         moved.append("yes")
 
