@@ -295,7 +295,8 @@ class CandidateLanguageModel(Method):
         shown = [plain(title) for title in (spoken(titles) if self.config.titles == "spoken" else titles)]
         nouns = NOUNS[self.config.kind]._asdict()
         wordings = [part.format(**nouns) for template in TEMPLATES for part in template]
-        return [*shown, *[NO_HISTORY, digits(0), *wordings] * 100]
+        # twice: a pair of letters must be seen twice to become a token, and so each word of a title is one
+        return [*shown * 2, *[NO_HISTORY, digits(0), *wordings] * 100]
 
     def _marker_size(self, tokenizer: Any, count: int) -> int:
         """Most tokens that follow a title in any of the styles: every style then shows the same items."""

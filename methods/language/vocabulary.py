@@ -45,7 +45,7 @@ def word_tokenizer(texts: Sequence[str], max_words: int = MAX_WORDS) -> Any:
     )
 
 
-def byte_tokenizer(texts: Sequence[str], size: int = 4096) -> Any:
+def byte_tokenizer(texts: Sequence[str], size: int = 8192) -> Any:
     """A transformers tokenizer of byte pairs learned from ``texts``: any text comes back as it was, line breaks too.
 
     Split as SmolLM2's does: a space belongs to the word behind it, digits stand alone. Special tokens are numbered and
