@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_histories
 from decoding_reference import (
     END_ID,
     Bag,
@@ -261,29 +261,41 @@ def test_the_best_suggestion_of_a_collision_counts_and_all_items_of_the_code_are
     assert math.exp(scores[0, 0]) == pytest.approx(1 / (1 + math.exp(-5)), rel=1e-4)
 
 
-def test_one_reading_of_the_prompts_serves_every_search():
-    index = random_index(2, 60, [4, 5, 4], variable=True)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), variable=st.booleans(), excluding=st.booleans(), width=st.integers(1, 9))
+def test_searches_side_by_side_find_what_each_finds_alone(seed, variable, excluding, width):
+    rng = np.random.default_rng(seed)
+    index = random_index(seed, 60, rng.integers(2, 6, 3).tolist(), variable=variable)
     trie, ids, vocabulary = ItemTrie.from_index(index), token_ids(index), vocabulary_size(index)
-    rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 9, 11))])
     tokens = rng.integers(5, vocabulary, offsets[-1])
-    items = np.stack([rng.permutation(60)[:5] for _ in range(11)])
-    machine = RankableFSM(trie, items, rng.normal(size=(11, 5)).astype(np.float32))
-    hooks = [None, Probabilities(machine, 0.2), Probabilities(machine, 0.8, "sum")]
+    count = len(index.codes)
+    items = np.stack([rng.permutation(count)[:5] for _ in range(11)])
+    machine = RankableFSM(trie, items, rng.normal(size=items.shape).astype(np.float32))
+    hooks = [None, Probabilities(machine, 0.2), Probabilities(machine, 0.8, "sum"), None]
     read: list[int] = []
+    computed: list[tuple[int, int]] = []
 
     class Counting(Bag):
         def start(self, prompt, room):
             read.append(len(prompt.tokens))
             return super().start(prompt, room)
 
-    options = {"width": 8, "end_id": END_ID, "normalise": "trie", "token_budget": 60}
+        def extend(self, state, tokens, depth, visible):
+            computed.append((len(read), tokens.shape[1]))
+            return super().extend(state, tokens, depth, visible)
+
+    seen = make_histories([rng.permutation(count)[:9].tolist() for _ in range(11)])
+    options = {"width": width, "end_id": END_ID, "normalise": "trie", "token_budget": 200}
+    options["exclude"] = seen if excluding else None
     together = decode_each(Counting(vocabulary), offsets, tokens, trie, ids, 8, hooks, **options)
     assert sum(read) == 11
+    firsts = dict(reversed(computed))  # the columns of each batch's first level
+    assert max(firsts.values(), default=0) <= trie.level_sizes[0]  # no search has a first code of its own
     for hook, (found, found_scores) in zip(hooks, together, strict=True):
         alone, alone_scores = decode(Bag(vocabulary), offsets, tokens, trie, ids, 8, hook=hook, **options)
         assert np.array_equal(found, alone)
-        np.testing.assert_allclose(found_scores, alone_scores, atol=1e-6)
+        np.testing.assert_allclose(found_scores, alone_scores, rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_shows_the_hook_what_its_logits_are_made_of():

@@ -4,11 +4,12 @@ The search is that of Hugging Face ``generate`` with ``length_penalty=0.0, early
 that allows the trie's tokens (transformers 5.23, ``generation/utils.py``, ``_beam_search``): of the 2W best candidates,
 those that end a code count when they are among the first W, and the first W others go on. It differs in what it
 computes: candidates are the children of live nodes, never the vocabulary, and beams are further positions after one
-prompt, never copies of it. Nothing in the loop waits for the device.
+prompt, never copies of it. Nothing in the loop waits for the device where one search runs; several wait on each level
+for the number of beams that they have together.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,7 +70,6 @@ class _Live:
     parents: Tensor  # (B, n) int64
 
 
-@torch.inference_mode()
 def beam_search(
     model: TokenModel,
     prompt: Prompt,
@@ -77,41 +77,63 @@ def beam_search(
     token_ids: Sequence[Tensor],
     width: int = 20,
     *,
+    hook: Hook | None = None,
+    **options: Any,
+) -> Beams:
+    """The one search of `beam_search_each`, whose options it takes."""
+    return beam_search_each(model, prompt, trie, token_ids, width, [hook], **options)[0]
+
+
+@torch.inference_mode()
+def beam_search_each(
+    model: TokenModel,
+    prompt: Prompt,
+    trie: ItemTrie,
+    token_ids: Sequence[Tensor],
+    width: int,
+    hooks: Sequence[Hook | None],
+    *,
     end_id: int | None = None,
     normalise: Normalise = "vocabulary",
     restriction: Restriction | None = None,
-    hook: Hook | None = None,
     rows: Tensor | None = None,
-    begun: tuple[Tensor, Any] | None = None,
-) -> Beams:
-    """The ``width`` best codes of each prompt's row, by the sum of their tokens' log-probabilities.
+) -> list[Beams]:
+    """For each of ``hooks`` the ``width`` best codes of each prompt's row, by the sum of their log-probabilities.
+
+    The searches go side by side: the model computes a prefix once, however many of them have it among their beams.
 
     ``trie`` lies on the model's device. ``token_ids``: per level (K_l,) vocabulary ids of the codes; ``end_id``: id
     that ends a shorter code. ``normalise``: see `candidate_log_probs`. ``restriction``: see `restrict`, rows as in the
-    prompt. ``rows`` (B,): row numbers for the hook, default 0..B-1. Probabilities are normalised before a restriction
-    drops candidates. ``begun``: what `begin` gave for the same model, prompt, trie and width; it can be used again.
+    prompt. ``rows`` (B,): row numbers for the hooks, default 0..B-1. Probabilities are normalised before a restriction
+    drops candidates.
     """
     tokens = CodeTokens(trie, token_ids, end_id, trie.device)
-    if begun is None:
-        begun = begin(model, prompt, trie, width)
-    else:
-        model.rewind(begun[1])
-    hidden, state = begun
-    live, ended = _roots(hidden)
+    hidden, state = model.start(prompt, len(hooks) * width * (trie.num_levels - 1))
     rows = torch.arange(len(hidden), device=hidden.device) if rows is None else rows
+    root, none = _roots(hidden)
+    lives, ended = [root] * len(hooks), [none] * len(hooks)
+    joint, places = _joint(lives, [root.parents] * len(hooks))
     hidden = hidden.unsqueeze(1)
     visible = torch.zeros(len(hidden), 1, 0, dtype=torch.bool, device=hidden.device)
     for level in range(trie.num_levels):
         if level:
-            visible = _see(visible, live.parents)
-            last = tokens.levels[level - 1][live.prefix[..., -1].clamp(min=0)]
+            joint, places = _joint(lives, places)
+            visible = _see(visible, joint.parents)
+            last = tokens.levels[level - 1][joint.prefix[..., -1].clamp(min=0)]
             hidden = model.extend(state, last, level, visible)
-        step = _candidates(model, hidden, tokens, trie, live, level, normalise, rows)
-        log_probs = step.log_probs if hook is None else torch.where(step.real, hook(step).float(), -torch.inf)
-        live, finished = _advance(trie, live, step, _restricted(trie, restriction, step, log_probs), width)
-        if finished is not None:
-            ended = _merge(ended, finished, width)
-    leaves, scores = ended if trie.variable else (live.nodes, live.scores)
+        everything = _candidates(model, hidden, tokens, trie, joint, level, normalise, rows)
+        for number, hook in enumerate(hooks):
+            step = everything if len(hooks) == 1 else _at(everything, places[number], lives[number])
+            log_probs = step.log_probs if hook is None else torch.where(step.real, hook(step).float(), -torch.inf)
+            log_probs = _restricted(trie, restriction, step, log_probs)
+            lives[number], finished = _advance(trie, lives[number], step, log_probs, width)
+            if finished is not None:
+                ended[number] = _merge(ended[number], finished, width)
+    found = ended if trie.variable else [(live.nodes, live.scores) for live in lives]
+    return [_beams(*pair, width, restriction) for pair in found]
+
+
+def _beams(leaves: Tensor, scores: Tensor, width: int, restriction: Restriction | None) -> Beams:
     short = width - leaves.shape[1]
     if short > 0:
         leaves = torch.nn.functional.pad(leaves, (0, short), value=-1)
@@ -119,10 +141,40 @@ def beam_search(
     return Beams(leaves, scores, restriction)
 
 
-@torch.inference_mode()
-def begin(model: TokenModel, prompt: Prompt, trie: ItemTrie, width: int) -> tuple[Tensor, Any]:
-    """The prompts, read once for any number of searches after them."""
-    return model.start(prompt, width * (trie.num_levels - 1))
+def _joint(lives: Sequence[_Live], before: Sequence[Tensor]) -> tuple[_Live, list[Tensor]]:
+    """The beams that some search has, each once; and where in them those of each search stand, (B, n) int64.
+
+    ``before`` is the same of the depth before. The joint beams' parents are joint ones; their scores mean nothing.
+    """
+    if len(lives) == 1:
+        return lives[0], [torch.arange(lives[0].nodes.shape[1], device=lives[0].nodes.device).expand_as(lives[0].nodes)]
+    nodes = torch.cat([live.nodes for live in lives], dim=1)
+    parents = torch.cat([place.gather(1, live.parents) for live, place in zip(lives, before, strict=True)], dim=1)
+    prefix = torch.cat([live.prefix for live in lives], dim=1)
+    ascending, order = nodes.sort(dim=1, stable=True)
+    new = torch.ones_like(ascending, dtype=torch.bool)
+    new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    place_of_sorted = new.long().cumsum(1) - 1
+    count = int(place_of_sorted.max()) + 1
+    place = torch.empty_like(order).scatter_(1, order, place_of_sorted)
+    # one beam of each place, and for the places that a row has none for, its first, which counts as dead there
+    one = torch.zeros(len(nodes), count + 1, dtype=torch.int64, device=nodes.device)
+    one = one.scatter_(1, torch.where(new, place_of_sorted, count), order)[:, :count]
+    empty = torch.arange(count, device=nodes.device) > place_of_sorted[:, -1:]
+    chosen = nodes.gather(1, one).masked_fill(empty, -1)
+    prefix = prefix.gather(1, one.unsqueeze(-1).expand(-1, -1, prefix.shape[-1]))
+    joint = _Live(chosen, torch.zeros_like(chosen, dtype=torch.float32), prefix, parents.gather(1, one))
+    return joint, list(place.split([live.nodes.shape[1] for live in lives], dim=1))
+
+
+def _at(step: StepView, place: Tensor, live: _Live) -> StepView:
+    """What the search sees whose beams ``live`` stand at ``place`` (B, n) of the joint ones."""
+    row = torch.arange(len(place), device=place.device).unsqueeze(1)
+    return replace(
+        step, nodes=live.nodes, prefix=live.prefix, codes=step.codes[row, place], children=step.children[row, place],
+        real=step.real[row, place], log_probs=step.log_probs[row, place], logits=step.logits[row, place],
+        hidden=step.hidden[row, place],
+    )  # fmt: skip
 
 
 def _roots(hidden: Tensor) -> tuple[_Live, tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genrec_bench.datasets.interactions import Histories
-from genrec_bench.methods.decoding.beam import Beams, Hook, beam_search, begin
+from genrec_bench.methods.decoding.beam import Beams, Hook, beam_search_each
 from genrec_bench.methods.decoding.restriction import restrict
 from genrec_bench.methods.decoding.tokens import Normalise, Prompt, TokenModel
 from genrec_bench.methods.decoding.trie import ItemTrie
@@ -80,7 +80,7 @@ def decode_each(
     allowed: Histories | None = None,
     embed: Embed | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each of ``hooks`` a search, all of them after one reading of the B prompts: items and scores as of `decode`.
+    """For each of ``hooks`` a search, all side by side (`beam_search_each`): items and scores as of `decode`.
 
     Prompt b is ``tokens[offsets[b]:offsets[b + 1]]``, vocabulary ids, not empty. Prompts of similar length are decoded
     together, left-padded, so that prompt and tree take at most ``token_budget`` positions a batch. ``exclude`` and
@@ -103,15 +103,14 @@ def decode_each(
             prompt = Prompt(prompt.tokens, prompt.mask, embed(prompt, rows))
         restriction = restrict(trie, *(None if of is None else of.select(rows) for of in (exclude, allowed)))
         numbers = torch.from_numpy(rows).to(trie.device)
-        begun = begin(model, prompt, trie, width)
-        for hook, (items, scores) in zip(hooks, answers, strict=True):
-            beams = beam_search(
-                model, prompt, trie, token_ids, width, end_id=end_id, normalise=normalise, restriction=restriction,
-                hook=hook, rows=numbers, begun=begun,
-            )  # fmt: skip
+        found = beam_search_each(
+            model, prompt, trie, token_ids, width, hooks, end_id=end_id, normalise=normalise, restriction=restriction,
+            rows=numbers,
+        )  # fmt: skip
+        for beams, (items, scores) in zip(found, answers, strict=True):
             items[rows], scores[rows] = (t.cpu().numpy() for t in rank_items(beams, trie, k))
 
-    for rows in batches(lengths, width * (trie.num_levels - 1), token_budget):
+    for rows in batches(lengths, len(hooks) * width * (trie.num_levels - 1), token_budget):
         try:
             run(rows)
             continue
