@@ -6,6 +6,7 @@
                                         events.jsonl      training curve (not in git)
     results/<dataset>/<method>/<run_id>.failed.json       why a cell is empty
     results/<dataset>/users-<protocol hash>.parquet       facts of the evaluated users, shared by the runs
+                      candidates-<protocol hash>.parquet  what each was asked to choose from, under such a protocol
 
 A corrupt record is an InputError for whoever asks for it, and a line among the problems for whoever reads all.
 """
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # they import torch, which a table does not need
 
 SCHEMA_VERSION: Literal[1] = 1
 USER_COLUMNS = ("user", "target", "history_length", "target_count")
+CANDIDATE_COLUMNS = ("user", "candidates")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -184,8 +186,11 @@ def run_folder(results_dir: Path, dataset: str, method: str, run_id: str) -> Pat
 
 
 def users_table(held_out: "HeldOut", item_counts: np.ndarray) -> pd.DataFrame:
-    """Facts of evaluated users, one row each: ``item_counts`` (N,) are the training interactions of the items."""
-    return pd.DataFrame(
+    """Facts of evaluated users, one row each: ``item_counts`` (N,) are the training interactions of the items.
+
+    Where the protocol has candidates, their item numbers stand in a column of lists.
+    """
+    table = pd.DataFrame(
         {
             "user": held_out.histories.users,
             "target": held_out.targets,
@@ -193,6 +198,7 @@ def users_table(held_out: "HeldOut", item_counts: np.ndarray) -> pd.DataFrame:
             "target_count": item_counts[held_out.targets],
         }
     ).astype("int32")
+    return table if held_out.candidates is None else table.assign(candidates=list(held_out.candidates))
 
 
 def check_writable(results_dir: Path) -> None:
@@ -300,8 +306,12 @@ def read_rankings(run_dir: Path) -> "tuple[np.ndarray, Ranking]":
 
 
 def read_users(results_dir: Path, dataset: str, protocol_hash: str) -> pd.DataFrame:
-    """Facts of the users that all runs of this data set and protocol share."""
-    return storage.read_parquet(_users_path(results_dir, dataset, protocol_hash), USER_COLUMNS)
+    """Facts of the users that all runs of this data set and protocol share; see `users_table`."""
+    table = storage.read_parquet(_shared_path(results_dir, dataset, "users", protocol_hash), USER_COLUMNS)
+    lists = _shared_path(results_dir, dataset, "candidates", protocol_hash)
+    if not lists.exists():
+        return table
+    return table.assign(candidates=storage.read_parquet(lists, CANDIDATE_COLUMNS)["candidates"])
 
 
 def read_all(results_dir: Path) -> tuple[list[Record], list[str]]:
@@ -399,23 +409,33 @@ def _failure_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.failed.json")
 
 
-def _users_path(results_dir: Path, dataset: str, protocol_hash: str) -> Path:
-    return Path(results_dir) / dataset / f"users-{protocol_hash[:8]}.parquet"
+def _shared_path(results_dir: Path, dataset: str, what: str, protocol_hash: str) -> Path:
+    return Path(results_dir) / dataset / f"{what}-{protocol_hash[:8]}.parquet"
 
 
 def _write_users(results_dir: Path, record: Record, users: pd.DataFrame) -> None:
     """Write the shared facts once; where they are there, they must be the same."""
-    path = _users_path(results_dir, record.dataset.name, record.protocol.hash)
-    table = users[list(USER_COLUMNS)].astype("int32")
+    facts = {name: pa.array(users[name].to_numpy(np.int32)) for name in USER_COLUMNS}
+    _write_shared(results_dir, record, "users", facts, "lists other users, targets or counts")
+    if "candidates" in users:
+        lists = pa.array([row.tolist() for row in users["candidates"]], type=pa.list_(pa.int32()))
+        shown = {"user": facts["user"], "candidates": lists}
+        _write_shared(results_dir, record, "candidates", shown, "has other candidates")
+
+
+def _write_shared(results_dir: Path, record: Record, what: str, columns: dict[str, pa.Array], unlike: str) -> None:
+    path = _shared_path(results_dir, record.dataset.name, what, record.protocol.hash)
     if not path.exists():
-        content = storage.parquet_bytes(pa.Table.from_pandas(table, preserve_index=False), delta=("user",))
+        content = storage.parquet_bytes(pa.table(columns), delta=("user",))
         with storage.writing(results_dir) as unfinished:
             storage.write_bytes(unfinished / path.name, content)
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished / path.name, path)
-    elif not storage.read_parquet(path, USER_COLUMNS).equals(table):
+        return
+    stored = storage.read_table(path, tuple(columns))
+    if any(stored[name].to_pylist() != column.to_pylist() for name, column in columns.items()):
         raise InputError(
-            f"{path} lists other users, targets or counts than this run of {record.dataset.name}: the data set changed "
+            f"{path} {unlike} than this run of {record.dataset.name}: the data set changed "
             "since the first run. Use another --results folder, or give the changed data another name"
         )
 

@@ -93,7 +93,7 @@ def test_ranks_of_a_real_size_are_small(tmp_path):
 
 def test_users_table_takes_the_facts_from_the_split():
     histories = Histories(np.array([4, 7]), np.array([0, 1, 3]), np.array([0, 1, 2], dtype=np.int32))
-    held_out = SimpleNamespace(histories=histories, targets=np.array([2, 0]))
+    held_out = SimpleNamespace(histories=histories, targets=np.array([2, 0]), candidates=None)
     table = records.users_table(held_out, np.array([5, 6, 0]))
     assert table.to_dict("list") == {
         "user": [4, 7],
@@ -183,6 +183,19 @@ def test_other_users_under_the_same_protocol_are_refused(tmp_path):
     with pytest.raises(InputError, match="the data set changed"):
         write(tmp_path, make_record("run1"), users=make_users(target=4))
     assert [record.run_id for record in records.read_all(tmp_path)[0]] == ["run0"]
+
+
+def test_candidates_are_stored_once_and_must_stay_the_same(tmp_path):
+    lists = np.array([[3, 1], [3, 2], [0, 3], [3, 4]])
+    users = make_users().assign(candidates=list(lists))
+    write(tmp_path / "r", make_record(), users=users)
+    stored = records.read_users(tmp_path / "r", "toy", PROTOCOL["hash"])
+    assert np.stack(stored["candidates"].to_list()).tolist() == lists.tolist()
+    records.adopt(tmp_path / "elsewhere", tmp_path / "r", "toy", "sasrec", "run0")
+    name = f"candidates-{PROTOCOL['hash'][:8]}.parquet"
+    assert (tmp_path / "elsewhere" / "toy" / name).read_bytes() == (tmp_path / "r" / "toy" / name).read_bytes()
+    with pytest.raises(InputError, match="has other candidates than this run of toy"):
+        write(tmp_path / "r", make_record("run1"), users=make_users().assign(candidates=list(lists[:, ::-1])))
 
 
 @pytest.mark.parametrize("name", ["../escape", "", ".hidden", "a/b", "a\nb"])
