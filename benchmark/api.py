@@ -48,6 +48,7 @@ def run(
     seeds: Sequence[int] = (0,),
     scale: str = "tiny",
     mask_seen: bool = False,
+    exclude: str = "sequence",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     plugins: Sequence[str | Path] = (),
     time_budget: str | None = None,
@@ -60,9 +61,10 @@ def run(
     """Run what is missing of a grid, as `genrec-bench run` does, and return the standings of its runs.
 
     ``methods`` holds names, or entries as in a suite file (``{"method": "sasrec", "label": "bce", "config": {"loss":
-    "bce"}}``); ``settings`` maps a method to config values, such as ``{"sasrec": {"dropout": 0.3}}``; ``time_budget``
-    is of one run, such as "25m"; ``track`` names trackers (`genrec_bench.benchmark.trackers`). A run that failed is a
-    line with its ``reason_missing``. Raises InputError where an argument is wrong or the data cannot be had.
+    "bce"}}``); ``mask_seen`` is of the protocol full, ``exclude`` of cand20; ``settings`` maps a method to config
+    values, such as ``{"sasrec": {"dropout": 0.3}}``; ``time_budget`` is of one run, such as "25m"; ``track`` names
+    trackers (`genrec_bench.benchmark.trackers`). A run that failed is a line with its ``reason_missing``. Raises
+    InputError where an argument is wrong or the data cannot be had.
     """
     from genrec_bench.benchmark import trackers
     from genrec_bench.benchmark.runner import run_grid
@@ -76,6 +78,7 @@ def run(
             "seeds": list(seeds),
             "scale": scale,
             "mask_seen": mask_seen,
+            "exclude": exclude,
             "plugins": [str(path) for path in plugins],
             "time_budget": time_budget,
             "keep_models": keep_models,

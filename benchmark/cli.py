@@ -57,6 +57,9 @@ def run(
     scale: Annotated[str | None, typer.Option("--scale", help="tiny, base or paper.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE; may be repeated.")] = None,
     mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", help="Negatives of cand20 are not from the: sequence, or window (LLaRA).")
+    ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     time_budget: Annotated[str | None, typer.Option("--time-budget", help="Of one run, such as 25m.")] = None,
     plugin: PluginOption = None,
@@ -86,6 +89,7 @@ def run(
         "seeds": _seeds(seeds),
         "scale": scale,
         "mask_seen": mask_seen or None,
+        "exclude": exclude,
         "time_budget": time_budget,
         "keep_models": keep_models or None,
         "plugins": plugin,

@@ -15,6 +15,8 @@ from genrec_bench.datasets.interactions import InteractionData
 from genrec_bench.datasets.splits import Split, by_sequence, leave_one_out
 from genrec_bench.methods.artefacts import canonical_hash
 
+Exclude = Literal["sequence", "window"]
+
 
 class Full(BaseModel):
     """Leave-one-out over the whole catalogue; the target's rank among ``max_rank`` answers, ties against the target."""
@@ -49,7 +51,7 @@ class Cand20(BaseModel):
     min_history: int = 3
     candidates: int = 20
     candidate_seed: int = 0  # one set of candidate lists for all methods and seeds
-    exclude: Literal["sequence", "window"] = "sequence"  # what negatives may not be; "window" is the official sampler
+    exclude: Exclude = "sequence"  # what negatives may not be; "window" is the official sampler
     version: int = 1
 
     @property
@@ -68,11 +70,11 @@ ProtocolRules = Full | Cand20
 PROTOCOLS: dict[str, type[Full] | type[Cand20]] = {"full": Full, "cand20": Cand20}
 
 
-def protocol(name: str, mask_seen: bool = False) -> ProtocolRules:
-    """The protocol of that name with its default rules."""
+def protocol(name: str, mask_seen: bool = False, exclude: Exclude = "sequence") -> ProtocolRules:
+    """The protocol of that name; ``mask_seen`` is of `full`, ``exclude`` of `cand20`."""
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
-    return Full(mask_seen=mask_seen) if name == "full" else Cand20()
+    return Full(mask_seen=mask_seen) if name == "full" else Cand20(exclude=exclude)
 
 
 def selection_value(rules: ProtocolRules, ranks: np.ndarray) -> float:

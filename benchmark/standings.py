@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec_bench.benchmark import metrics, published, records, statistics, tables
-from genrec_bench.benchmark.records import Failure, Record
+from genrec_bench.benchmark.records import Failure, Protocol, Record
 from genrec_bench.benchmark.statistics import Interval
 from genrec_bench.benchmark.tables import Cell, Cost, Effort, Key, Leaderboard, Published, Row, State, Table
 from genrec_bench.benchmark.tuning_records import Tuning, behind
@@ -153,20 +153,19 @@ def _searched(table: Table, records_of: Mapping[str, Record], searches: Sequence
     return replace(table, rows=tuple(rows), notes=tuple(notes))
 
 
+def _key(dataset: str, sha256: str, rules: Protocol, tier: str) -> Key:
+    exclude = str(rules.parameters.get("exclude", "sequence"))
+    return Key(dataset, sha256, rules.name, rules.mask_seen, rules.hash, tier, exclude)
+
+
 def group(found: Sequence[Record], failures: Sequence[Failure], load_ranks: LoadRanks) -> list[Group]:
     """Runs that may stand in one table, in a stable order, with the per-user values of each row."""
     runs: dict[Key, list[Record]] = defaultdict(list)
     missing: dict[Key, list[Failure]] = defaultdict(list)
     for record in found:
-        rules = record.protocol
-        runs[
-            Key(record.dataset.name, record.dataset.sha256, rules.name, rules.mask_seen, rules.hash, record.tier)
-        ].append(record)
+        runs[_key(record.dataset.name, record.dataset.sha256, record.protocol, record.tier)].append(record)
     for failure in failures:
-        rules = failure.protocol
-        missing[
-            Key(failure.dataset, failure.dataset_sha256, rules.name, rules.mask_seen, rules.hash, failure.tier)
-        ].append(failure)
+        missing[_key(failure.dataset, failure.dataset_sha256, failure.protocol, failure.tier)].append(failure)
     keys = sorted(
         {*runs, *missing}, key=lambda key: (key[:1], key[2:4], TIERS.index(key.tier) if key.tier in TIERS else 9, key)
     )

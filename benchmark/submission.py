@@ -157,7 +157,8 @@ def _verify(folder: Path) -> Verified:
 
 def _same_rules(record: Record) -> ProtocolRules:
     """Our rules, which must be the run's."""
-    rules = protocol(record.protocol.name, record.protocol.mask_seen)
+    window = record.protocol.parameters.get("exclude") == "window"
+    rules = protocol(record.protocol.name, record.protocol.mask_seen, "window" if window else "sequence")
     if record.protocol.hash != rules.hash or record.protocol.parameters != rules.model_dump():
         raise InputError(
             f"Refused: protocol: the run has {record.protocol.name} with hash {record.protocol.hash[:12]}, this "

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from genrec_bench.benchmark.protocols import PROTOCOLS, ProtocolRules, protocol
+from genrec_bench.benchmark.protocols import PROTOCOLS, Exclude, ProtocolRules, protocol
 from genrec_bench.datasets.errors import InputError, unknown
 from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import canonical_hash
@@ -48,6 +48,7 @@ class Suite(BaseModel):
     seeds: Seeds = [0]
     scale: Literal["tiny", "base", "paper"] = "tiny"
     mask_seen: bool = False
+    exclude: Exclude = "sequence"  # what negatives of cand20 are not drawn from; window is LLaRA's sampler
     time_budget: str | None = None  # of one cell, e.g. 90s, 25m, 2h
     keep_models: bool = False  # under $GENREC_BENCH_HOME/models
     tuned: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)  # data set -> method -> config values
@@ -160,6 +161,8 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
     unused = set(settings) - {entry.method for entry in suite.methods}
     if unused:
         raise InputError(f"--set {sorted(unused)[0]}.…: that method is not part of this run")
+    if suite.exclude != "sequence" and "cand20" not in suite.protocols:
+        raise InputError(f"exclude={suite.exclude} is of protocol cand20, which is not part of this run")
     found = [
         Cell(
             method=entry.method,
@@ -174,7 +177,7 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
                 ),
             ),
             dataset=dataset,
-            rules=protocol(protocol_name, suite.mask_seen),
+            rules=protocol(protocol_name, suite.mask_seen, suite.exclude),
             seed=seed,
             scale=suite.scale,
             plugin=plugins.get(entry.method, (None, None))[0],

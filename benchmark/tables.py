@@ -47,6 +47,7 @@ class Key(NamedTuple):
     mask_seen: bool
     protocol_hash: str
     tier: str
+    exclude: str = "sequence"  # what negatives are not drawn from
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,8 @@ def heading(table: Table) -> str:
     parts = [TITLES.get(key.dataset, key.dataset), PROTOCOLS[key.protocol]]
     if key.protocol == "full":
         parts.append("seen items removed" if key.mask_seen else "seen items kept")
+    elif key.exclude == "window":
+        parts.append("negatives from outside the window")
     parts.append(f"tier {key.tier}")
     if rows:
         parts += [_range([row.users for row in rows], "user"), _range([len(row.seeds) for row in rows], "seed")]

@@ -213,6 +213,7 @@ def write_suite(studies: Sequence[Study], path: Path, suite: Suite) -> None:
         "seeds": suite.seeds,
         "scale": suite.scale,
         "mask_seen": suite.mask_seen,
+        "exclude": suite.exclude,
         "plugins": [str(Path(plugin).resolve()) for plugin in suite.plugins],
         "tuned": tuned,
     }

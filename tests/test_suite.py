@@ -46,6 +46,14 @@ def test_our_suites_make_cells(path):
         assert seconds(suite.time_budget) > 0
 
 
+def test_the_released_sampler_can_be_chosen(tmp_path):
+    text = "methods: [popularity]\ndatasets: [a]\nexclude: window\n"
+    (cell,) = grid(text + "protocols: [cand20]\n", tmp_path)
+    assert cell.rules.exclude == "window"
+    with pytest.raises(InputError, match="exclude=window is of protocol cand20, which is not part of this run"):
+        grid(text, tmp_path)
+
+
 def test_cells_of_a_suite(tmp_path):
     found = grid("methods: [popularity, {method: sasrec, label: bce, config: {loss: bce}}]\ndatasets: [a, b]\n"
                  "protocols: [full, cand20]\nseeds: [0, 5]\nscale: base\nmask_seen: true\n", tmp_path)  # fmt: skip
@@ -55,6 +63,7 @@ def test_cells_of_a_suite(tmp_path):
     ]  # fmt: skip
     assert {cell.rules.mask_seen for cell in found if cell.rules.name == "full"} == {True}
     assert {cell.rules.mask_seen for cell in found if cell.rules.name == "cand20"} == {False}
+    assert {cell.rules.exclude for cell in found if cell.rules.name == "cand20"} == {"sequence"}
     assert {cell.scale for cell in found} == {"base"}
     assert found[2].config.loss == "bce"
     assert read_suite(tmp_path / "my.yaml").name == "my"
