@@ -9,6 +9,7 @@ best unseen items and the machine of 22,363 users, from vectors of 64 numbers.
 
 import argparse
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from decoding import BEAUTY, HISTORY, LEVELS, MODELS, Problem, load_index, seconds
 from tabulate import tabulate
 
-from genrec_bench.methods.decoding.beam import Hook, beam_search
+from genrec_bench.methods.decoding.beam import Hook, beam_search, beam_search_each
 from genrec_bench.methods.decoding.fsm import Logits, Probabilities, RankableFSM
 from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.scoring import ROWS
@@ -77,6 +78,14 @@ def main() -> None:
             took = seconds(lambda name=name: search(name), trie.device)
             if turn:  # the first turn warms up
                 spent[name].append(took)
+    curve = [Probabilities(machine, alpha / 10) for alpha in range(1, 10)]
+    common: dict[str, Any] = {"width": arguments.width, "normalise": "trie"}
+    given = (problem.adapter, problem.prompt, trie, token_ids)
+    ways: dict[str, Callable[[], Any]] = {
+        "one after the other": lambda: [beam_search(*given, hook=hook, **common) for hook in curve],
+        "side by side": lambda: beam_search_each(*given, hooks=curve, **common),
+    }
+    curves = {name: [seconds(way, trie.device) for _ in range(arguments.repeats)] for name, way in ways.items()}
     plain = {name: spent["no guidance, whole vocabulary" if name == "official" else "no guidance"] for name in hooks}
     rows = [
         (name, 1e3 * median(of) / LEVELS, median(mine / base for mine, base in zip(of, plain[name], strict=True)))
@@ -85,6 +94,9 @@ def main() -> None:
     asked = f"{arguments.users} users, {arguments.width} beams, {arguments.n} suggestions"
     print(f"{asked}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers=["search", "ms a step", "of the same without"], floatfmt=("", ".1f", ".3f")))
+    apart, together = (median(of) for of in curves.values())
+    curve_s = f"{apart:.2f} s one after the other, {together:.2f} s side by side, {apart / together:.1f} times less"
+    print(f"nine values of alpha: {curve_s}")
     print(f"machines of {ALL_USERS:,} users: {machines(trie, arguments.n, rng):.2f} s")
 
 

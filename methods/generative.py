@@ -89,7 +89,7 @@ class Generative(Method):
         normalise: Normalise | None = None,
         codes: tuple[ItemTrie, Sequence[Tensor]] | None = None,
     ) -> list[Ranking]:
-        """The answer under each score hook; the prompts are read once.
+        """The answer under each score hook; all are searched side by side.
 
         ``normalise`` and ``codes`` (a trie, and the token ids of its levels) stand in for the method's own.
         """
