@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/claims.py eager_llm [--results results] [--dataset ml-100k] [--keep-seen]
     .venv/bin/python benchmarks/claims.py agrec
+    .venv/bin/python benchmarks/claims.py rsllm [--scale base]
 
 Paired over users, seeds averaged per user first; Holm's correction over all claims that the records can judge.
 """
@@ -48,8 +49,29 @@ AGREC = (
     ("SGL beats LightGCN as a guide", "agrec sgl", "agrec"),
     ("XSimGCL beats LightGCN as a guide", "agrec xsimgcl", "agrec"),
 )
-CLAIMS = {"eager_llm": EAGER_LLM, "agrec": AGREC}
-METRIC = "ndcg@10"
+RSLLM = (
+    ("RSLLM beats LLaRA", "rsllm SASRec", "llara SASRec"),
+    ("RSLLM beats TALLRec", "rsllm SASRec", "tallrec"),
+    ("LLaRA beats TALLRec", "llara SASRec", "tallrec"),
+    ("RSLLM beats the model as it is", "rsllm SASRec", "llm_zero_shot"),
+    ("LLaRA beats the model as it is", "llara SASRec", "llm_zero_shot"),
+    ("TALLRec beats the model as it is", "tallrec", "llm_zero_shot"),
+    ("RSLLM beats sasrec", "rsllm SASRec", "sasrec"),
+    ("RSLLM beats popularity", "rsllm SASRec", "popularity"),
+    ("titles help", "rsllm SASRec", "rsllm w/o textual feature"),
+    ("the item's identity helps", "rsllm SASRec", "rsllm w/o item ID"),
+    ("[IID k] in stage 1 helps", "rsllm SASRec", "rsllm w/o IID tokens"),
+    ("a trained item table helps", "rsllm SASRec", "rsllm w/o pre-loading"),
+    ("the contrast of items helps", "rsllm SASRec", "rsllm U-I only"),
+    ("the contrast of users helps", "rsllm SASRec", "rsllm I-I only"),
+    ("the contrasts help", "rsllm SASRec", "rsllm w/o contrast"),
+    ("stage 2 helps", "rsllm SASRec", "rsllm stage 1 only"),
+    ("stage 1 helps", "rsllm SASRec", "rsllm stage 2 only"),
+    ("vectors beat numbers", "rsllm SASRec", "rsllm numeric index"),
+    ("vectors with titles beat vectors alone", "rsllm SASRec", "rsllm behaviour token"),
+)
+CLAIMS = {"eager_llm": EAGER_LLM, "agrec": AGREC, "rsllm": RSLLM}
+JUDGED = {"full": ("ndcg@10", "NDCG@10"), "cand20": ("hitratio@1", "HitRatio@1")}  # metric, and how it is written
 
 
 def main() -> None:
@@ -59,19 +81,23 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--keep-seen", action="store_true", help="the records that keep seen items")
+    parser.add_argument("--scale", default="tiny")
     arguments = parser.parse_args()
+    protocol = "cand20" if arguments.method == "rsllm" else "full"
+    metric, spelt = JUDGED[protocol]
     found, _, load_ranks = standings.load(arguments.results)
     wanted = [
         record
         for record in found
         if record.dataset.name == arguments.dataset
-        and record.protocol.name == "full"
-        and record.protocol.mask_seen != arguments.keep_seen
+        and record.tier == arguments.scale
+        and record.protocol.name == protocol
+        and (protocol == "cand20" or record.protocol.mask_seen != arguments.keep_seen)
     ]
     judged, absent = [], []
     for claim, a, b in CLAIMS[arguments.method]:
         try:
-            (row,) = (row for row in compare(wanted, a, b, load_ranks) if row.metric == METRIC)
+            (row,) = (row for row in compare(wanted, a, b, load_ranks) if row.metric == metric)
         except InputError:
             absent.append(claim)
             continue
@@ -85,7 +111,7 @@ def main() -> None:
         spread = f"{row.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
         shown = "<.0001" if p < 1e-4 else f"{p:.4f}"
         rows.append([claim, *(f"{mean:.4f}" for mean in row.means), spread, shown, verdict])
-    heads = ["claim", "a", "b", "a - b, NDCG@10", "p (Holm)", ""]
+    heads = ["claim", "a", "b", f"a - b, {spelt}", "p (Holm)", ""]
     print(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
     if absent:
         print(f"no records for: {'; '.join(absent)}")
