@@ -147,7 +147,7 @@ def _joint(lives: Sequence[_Live], before: Sequence[Tensor]) -> tuple[_Live, lis
     ``before`` is the same of the depth before. The joint beams' parents are joint ones; their scores mean nothing.
     """
     if len(lives) == 1:
-        return lives[0], [torch.arange(lives[0].nodes.shape[1], device=lives[0].nodes.device).expand_as(lives[0].nodes)]
+        return lives[0], list(before)  # nobody looks for the places of the only search
     nodes = torch.cat([live.nodes for live in lives], dim=1)
     parents = torch.cat([place.gather(1, live.parents) for live, place in zip(lives, before, strict=True)], dim=1)
     prefix = torch.cat([live.prefix for live in lives], dim=1)
