@@ -70,6 +70,26 @@ def test_round_trip(runs, kind, tmp_path, command):
     assert "has a record of run" in err
 
 
+def test_negatives_from_outside_the_window_are_verified_and_stand_apart(runs, stored, tmp_path, command):
+    """LLaRA's released sampler is a protocol of its own: other rules, another table, another heading."""
+    results = runs["cand20"].parents[2]
+    windowed = {"methods": ["item_knn"], "datasets": [stored], "protocols": ["cand20"], "exclude": "window"}
+    for cell in cells(make_suite(windowed)):
+        execute(cell, results, lambda event: None, threads=1)
+    (folder,) = {path.parent for path in results.rglob("run.json")} - set(runs.values())
+    code, said, _ = command("submit", folder, "--output", tmp_path)
+    assert code == 0
+    code, said, _ = command("verify", said.strip(), "--add", "--results", tmp_path / "board")
+    assert code == 0
+    edit(folder, lambda content: content["protocol"].update(parameters={"name": "cand20"}))
+    with pytest.raises(InputError, match="Refused: protocol"):
+        submission.verify(folder)
+    records.adopt(tmp_path / "board", results, stored, "item_knn", runs["cand20"].name)
+    shown = standings.render(tmp_path / "board", "text")
+    assert sum("candidate" in line for line in shown.splitlines()) == 2
+    assert sum("negatives from outside the window" in line for line in shown.splitlines()) == 1
+
+
 def test_an_outside_row_stands_beside_ours_and_apart(run, tmp_path):
     ours = run.parents[2]
     verified = submission.verify(run)
