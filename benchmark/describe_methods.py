@@ -4,14 +4,19 @@ from typing import Any, Literal, get_args, get_origin
 
 from tabulate import tabulate
 
+from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods import registry
 
 
 def list_methods() -> str:
-    """One line a method: name, family, what it is."""
+    """One line a method: name, family, what it is, or why an installed package's cannot be had."""
     rows = []
     for name in registry.names():
-        cls = registry.get(name)
+        try:
+            cls = registry.get(name)
+        except InputError as error:
+            rows.append([name, "-", "-", str(error)])
+            continue
         protocols = [*["full"] * cls.full_protocol(), *["cand20"] * cls.candidate_protocol()]
         rows.append([name, cls.family, ", ".join(protocols), _first_line(cls.__doc__)])
     return tabulate(rows, headers=["method", "family", "protocols", "what it is"])

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,9 +79,20 @@ def get(name: str) -> type[Method]:
         return found
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
-            loaded: type[Method] = point.load()
-            return loaded
+            return _of_package(point)
     raise unknown("method", name, names())
+
+
+def _of_package(point: EntryPoint) -> type[Method]:
+    """The class that an installed package offers; an InputError names the package that has none there."""
+    package = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+    try:
+        found = point.load()
+    except (Exception, SystemExit) as error:
+        raise InputError(f"Method '{point.name}' of package {package}: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise InputError(f"Method '{point.name}' of package {package}: {point.value} is no subclass of Method")
+    return found
 
 
 def load_plugin(path: str | Path) -> dict[str, str]:

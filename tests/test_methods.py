@@ -259,3 +259,43 @@ def test_two_files_cannot_share_a_name(tmp_path):
     registry.load_plugin(tmp_path / "a.py")
     with pytest.raises(InputError, match="Method name 'mine' is taken"):
         registry.load_plugin(tmp_path / "b.py")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> None:
+    """An installed package that offers a method, and three that cannot be had."""
+    (tmp_path / "offered_methods.py").write_text(
+        'from genrec_bench.methods.popularity import Popularity\n\n\nclass Mine(Popularity):\n    """From outside."""\n'
+    )
+    folder = tmp_path / "offered_methods-2.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: offered-methods\nVersion: 2.1\n")
+    (folder / "entry_points.txt").write_text(
+        f"[{registry.ENTRY_POINT_GROUP}]\noffered = offered_methods:Mine\ngone = offered_methods:Gone\n"
+        "absent = no_such_module:Mine\nfunction = os.path:join\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_an_installed_packages_method_is_found_by_name(package, stored, tmp_path, command):
+    code, shown, _ = command("run", "--method=offered", f"--dataset={stored}", "--results", tmp_path / "results")
+    assert code == 0
+    assert "offered" in shown
+    assert "From outside." in command("methods")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone", "Method 'gone' of package offered-methods 2.1: AttributeError"),
+        ("absent", "Method 'absent' of package offered-methods 2.1: ModuleNotFoundError: No module named"),
+        ("function", "Method 'function' of package offered-methods 2.1: os.path:join is no subclass of Method"),
+    ],
+)
+def test_a_package_without_its_method_is_named_and_harms_no_other(package, name, message, command):
+    with pytest.raises(InputError, match=message):
+        registry.get(name)
+    code, shown, _ = command("methods")
+    assert code == 0
+    assert message in shown
+    assert "sasrec" in shown
