@@ -4,10 +4,12 @@ A table never mixes data sets (by content hash), protocols (by hash), settings o
 method under one label and config; its seeds are averaged per user before anything else. Writing tables is `tables`.
 """
 
+import gc
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,12 +66,25 @@ def render(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if format == "html":
-        from genrec_bench.benchmark import report as html  # it stands on this module
+    with _uncollected():
+        if format == "html":
+            from genrec_bench.benchmark import report as html  # it stands on this module
 
-        return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
-    form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
-    return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
+            return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
+        form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
+        return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for cycles: walking thousands of records again and again takes longer than reading them."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def read(
@@ -192,16 +207,18 @@ def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
         metrics.per_user(ranks if len(mine) == len(users) else ranks[np.isin(mine, users)], run.protocol.name)
         for run, (mine, ranks) in zip(runs, loaded, strict=True)
     ]
-    by_metric = {name: [one[name] for one in per_seed] for name in per_seed[0]}
-    counting = {name: seeds for name, seeds in by_metric.items() if np.isfinite(np.concatenate(seeds)).any()}
+    names = list(per_seed[0])
+    table = np.array([[one[name] for name in names] for one in per_seed])  # (seeds, metrics, U)
+    values, weights = statistics.over_seeds(table), statistics.counted_share(table)
+    counting = [place for place in range(len(names)) if weights[place].any()]
     return Entry(
         runs,
         users,
-        values={name: statistics.over_seeds(seeds) for name, seeds in counting.items()},
-        weights={name: statistics.counted_share(seeds) for name, seeds in counting.items()},
+        values={names[place]: values[place] for place in counting},
+        weights={names[place]: weights[place] for place in counting},
         seed_means={
-            name: [float(np.nanmean(values)) for values in seeds if np.isfinite(values).any()]
-            for name, seeds in counting.items()
+            names[place]: [float(np.mean(one[~np.isnan(one)])) for one in table[:, place] if not np.isnan(one).all()]
+            for place in counting
         },
     )
 
@@ -246,7 +263,8 @@ def aligned(entries: Sequence[Entry], metric: str) -> dict[str, np.ndarray]:
 
 
 def _table(one: Group, keys: Sequence[Key]) -> Table:
-    intervals = {entry.name: statistics.bootstrap(entry.values, entry.weights) for entry in one.entries}
+    found = statistics.bootstrap_each([(entry.values, entry.weights) for entry in one.entries])
+    intervals = {entry.name: cells for entry, cells in zip(one.entries, found, strict=True)}
     standing = {}
     for metric in metrics.PER_USER[one.key.protocol]:
         means = {name: cells[metric].mean for name, cells in intervals.items() if metric in cells}

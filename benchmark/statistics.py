@@ -5,6 +5,7 @@ ratio): means are over the other users. Users are paired between methods; values
 and where a user counts under some seeds only, the share of those seeds is the user's weight in means.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ RESAMPLES = 1_000
 PERMUTATIONS = 10_000
 SIGNIFICANCE = 0.05
 CHUNK_CELLS = 4_000_000  # numbers held at once while resampling, 32 MB
+BLOCK_CELLS = 16_000_000  # of a table's values that are resampled together, 128 MB
+DRAWN_ONE_BY_ONE = 50_000  # users; of more, how often each distinct row occurs is drawn
 
 
 class Interval(BaseModel):
@@ -26,16 +29,16 @@ class Interval(BaseModel):
     high: FiniteFloat
 
 
-def over_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
-    """(U,) mean over seeds of each user's value, NaN seeds left out; ``values`` holds one (U,) array a seed."""
+def over_seeds(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """(..., U) mean over seeds of each user's value, NaN seeds left out; ``values`` holds one (..., U) array a seed."""
     stacked = np.stack(values)
     counted = ~np.isnan(stacked)
     total = np.where(counted, stacked, 0.0).sum(axis=0)
-    return np.divide(total, counted.sum(axis=0), out=np.full(stacked.shape[1], np.nan), where=counted.any(axis=0))
+    return np.divide(total, counted.sum(axis=0), out=np.full(total.shape, np.nan), where=counted.any(axis=0))
 
 
-def counted_share(values: Sequence[np.ndarray]) -> np.ndarray:
-    """(U,) share of the seeds under which a user counts; ``values`` as in `over_seeds`."""
+def counted_share(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """(..., U) share of the seeds under which a user counts; ``values`` as in `over_seeds`."""
     return (~np.isnan(np.stack(values))).mean(axis=0)
 
 
@@ -50,30 +53,63 @@ def bootstrap(
     ``values`` maps a metric to its (U,) values, ``weights`` some of them to (U,) weights; without, users who count
     weigh the same. A metric that counts for no user is left out of the answer.
     """
-    names = [name for name, column in values.items() if np.isfinite(column).any()]
-    if not names:
-        return {}
-    table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names], axis=1)  # (U, m)
-    shares = [(weights or {}).get(name, ~np.isnan(values[name])) for name in names]
-    weight = np.stack(shares, axis=1).astype(np.float64)  # (U, m)
-    # Users with equal rows are interchangeable: drawing how often each distinct row occurs is the same experiment as
-    # drawing users, and a table made from ranks has a few dozen distinct rows however many users there are.
-    rows, sizes = np.unique(np.hstack([np.nan_to_num(table) * weight, weight]), axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    means = [
-        _weighted_means(rng.multinomial(len(table), sizes / len(table), size=count), rows)
-        for count in _chunks(resamples, len(rows))
-    ]
-    low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)
-    mean = _weighted_means(sizes[None, :], rows)[0]
-    return {name: Interval(mean=float(mean[i]), low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)}
+    return bootstrap_each([(values, weights or {})], resamples, seed)[0]
 
 
-def _weighted_means(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(r, m) means under (r, g) counts of the (g, 2m) distinct rows: m weighted values, then their m weights."""
-    sums = weights.astype(np.float64) @ rows
-    total, weight = np.hsplit(sums, 2)
-    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+def bootstrap_each(
+    rows: Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Interval]]:
+    """`bootstrap` of each row of a table: rows of equally many users see the same resamples, and share their cost."""
+    blocks: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
+    for place, (values, _) in enumerate(rows):
+        for name, column in values.items():
+            if np.isfinite(column).any():
+                users = len(column)
+                together = 1 if users > DRAWN_ONE_BY_ONE else max(1, BLOCK_CELLS // (users * len(values)))
+                blocks[users, place // together].append((place, name))
+    found: list[dict[str, Interval]] = [{} for _ in rows]
+    for block in blocks.values():
+        columns = [rows[place][0][name] for place, name in block]
+        shares = [rows[place][1].get(name, ~np.isnan(rows[place][0][name])) for place, name in block]
+        ends = _intervals(np.stack(columns, axis=1).astype(np.float64), np.stack(shares, axis=1), resamples, seed)
+        for (place, name), (mean, low, high) in zip(block, ends.T.tolist(), strict=True):
+            found[place][name] = Interval(mean=mean, low=low, high=high)
+    return found
+
+
+def _intervals(table: np.ndarray, weight: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(3, m) means and their intervals' ends of a (U, m) table under (U, m) weights."""
+    weighed = (weight != 1).any(axis=0)  # the other columns weigh U in every resample
+    both = np.hstack([np.nan_to_num(table) * weight, weight[:, weighed]])
+    sums = np.vstack([both.sum(axis=0), _resampled_sums(both, resamples, seed)])
+    means, total = sums[:, : table.shape[1]] / len(table), sums[:, table.shape[1] :]
+    of_weighed = sums[:, : table.shape[1]][:, weighed]
+    means[:, weighed] = np.divide(of_weighed, total, out=np.full_like(total, np.nan), where=total > 0)
+    low, high = np.percentile(means[1:], [2.5, 97.5], axis=0)
+    for column in np.flatnonzero(np.isnan(low)):  # resamples in which nobody counts
+        low[column], high[column] = np.nanpercentile(means[1:, column], [2.5, 97.5])
+    return np.stack([means[0], low, high])
+
+
+def _resampled_sums(rows: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, m) sums over resamples of the rows (n, m)."""
+    rng, users = np.random.default_rng(seed), len(rows)
+    if users <= DRAWN_ONE_BY_ONE:
+
+        def draw(count: int) -> np.ndarray:
+            drawn = rng.integers(0, users, (count, users)) + users * np.arange(count)[:, None]
+            return np.bincount(drawn.ravel(), minlength=count * users).reshape(count, users)
+    else:
+        # Users with equal rows are interchangeable: drawing how often each distinct row occurs is the same experiment,
+        # and ranks have a few dozen distinct rows however many users there are.
+        rows, sizes = np.unique(rows, axis=0, return_counts=True)
+
+        def draw(count: int) -> np.ndarray:
+            return rng.multinomial(users, sizes / users, size=count)
+
+    return np.concatenate([draw(count).astype(np.float64) @ rows for count in _chunks(resamples, len(rows))])
 
 
 def _chunks(count: int, width: int) -> list[int]:
