@@ -31,7 +31,7 @@ class Interval(BaseModel):
 
 def over_seeds(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """(..., U) mean over seeds of each user's value, NaN seeds left out; ``values`` holds one (..., U) array a seed."""
-    stacked = np.stack(values)
+    stacked = np.asarray(values)
     counted = ~np.isnan(stacked)
     total = np.where(counted, stacked, 0.0).sum(axis=0)
     return np.divide(total, counted.sum(axis=0), out=np.full(total.shape, np.nan), where=counted.any(axis=0))
@@ -39,7 +39,7 @@ def over_seeds(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 def counted_share(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """(..., U) share of the seeds under which a user counts; ``values`` as in `over_seeds`."""
-    return (~np.isnan(np.stack(values))).mean(axis=0)
+    return (~np.isnan(np.asarray(values))).mean(axis=0)
 
 
 def bootstrap(
