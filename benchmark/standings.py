@@ -51,6 +51,19 @@ class Group:
     failures: list[Failure]
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for cycles: walking thousands of records again and again takes longer than reading them."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@_uncollected()
 def render(
     results_dir: Path,
     format: str,
@@ -66,27 +79,15 @@ def render(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    with _uncollected():
-        if format == "html":
-            from genrec_bench.benchmark import report as html  # it stands on this module
+    if format == "html":
+        from genrec_bench.benchmark import report as html  # it stands on this module
 
-            return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
-        form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
-        return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the search for cycles: walking thousands of records again and again takes longer than reading them."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
+        return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
+    form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
+    return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
 
 
+@_uncollected()
 def read(
     results_dir: Path,
     dataset: str | None = None,
