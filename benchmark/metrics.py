@@ -8,7 +8,7 @@ all evaluated users, those without an answer included.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,19 +113,42 @@ def canonical_name(name: str) -> str:
     return re.sub(r"^(hit|hr|h|r)@", "recall@", name.strip().lower())
 
 
+@cache
+def by_rank(protocol_kind: str) -> dict[str, np.ndarray]:
+    """Each metric's value for rank 0, 1, ... `MAX_RANK`, and for all later ones, (`MAX_RANK` + 2,) float64."""
+    if protocol_kind not in PER_USER:
+        raise unknown("kind of protocol", protocol_kind, PER_USER)
+    every = np.arange(MAX_RANK + 2)
+    return {name: metric(every) for name, metric in PER_USER[protocol_kind].items()}
+
+
 def per_user(ranks: np.ndarray, protocol_kind: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Each metric's value for each user, (U,) float64; a user whose value is NaN does not count for that metric.
 
     ``protocol_kind`` is "full" or "cand20"; ``names`` picks metrics (aliases allowed), by default all of the kind.
     """
-    if protocol_kind not in PER_USER:
-        raise unknown("kind of protocol", protocol_kind, PER_USER)
-    known = PER_USER[protocol_kind]
+    known = by_rank(protocol_kind)
     chosen = list(known) if names is None else [canonical_name(name) for name in names]
     for name in chosen:
         if name not in known:
             raise unknown("metric", name, known)
-    return {name: known[name](ranks) for name in chosen}
+    place = _place(ranks)
+    return {name: known[name][place] for name in chosen}
+
+
+def means(ranks: np.ndarray, protocol_kind: str) -> dict[str, float]:
+    """Each metric's mean over the users who count for it; a metric that counts for nobody is left out."""
+    known = by_rank(protocol_kind)
+    values = np.stack(list(known.values()))
+    counting = ~np.isnan(values)
+    users = np.bincount(_place(ranks), minlength=MAX_RANK + 2)
+    totals, counts = np.where(counting, values, 0.0) @ users, counting @ users
+    return {name: float(total / count) for name, total, count in zip(known, totals, counts, strict=True) if count}
+
+
+def _place(ranks: np.ndarray) -> np.ndarray:
+    """Where `by_rank` has each rank's value."""
+    return np.clip(ranks, 0, MAX_RANK + 1)
 
 
 def list_metrics(top_items: np.ndarray, item_counts: np.ndarray, histories: Histories) -> dict[str, float]:

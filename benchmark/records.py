@@ -253,17 +253,15 @@ def adopt(results_dir: Path, other_dir: Path, dataset: str, method: str, run_id:
 
 def check(record: Record, ranks: np.ndarray) -> list[str]:
     """What contradicts itself: impossible numbers, or metrics that do not follow from ``ranks`` (U,)."""
-    means = {name: interval.mean for name, interval in record.metrics.items()}
-    found = metrics.check_arithmetic(means)
+    stated = {name: interval.mean for name, interval in record.metrics.items()}
+    found = metrics.check_arithmetic(stated)
     if record.evaluated_users != len(ranks):
         found.append(f"evaluated_users is {record.evaluated_users}, but there are {len(ranks)} ranks")
-    distinct, counts = np.unique(np.asarray(ranks), return_counts=True)
-    for name, values in metrics.per_user(distinct, record.protocol.name).items():
-        counting = ~np.isnan(values)
-        mean = float(np.average(values[counting], weights=counts[counting])) if counting.any() else None
-        stated = means.get(name)
-        if (mean is None) != (stated is None) or (mean is not None and abs(mean - (stated or 0.0)) > 1e-9):
-            found.append(f"{name} is {stated}, but the ranks give {mean}")
+    given = metrics.means(ranks, record.protocol.name)
+    for name in metrics.by_rank(record.protocol.name):
+        one, other = stated.get(name), given.get(name)
+        if (one is None) != (other is None) or abs((one or 0.0) - (other or 0.0)) > 1e-9:
+            found.append(f"{name} is {one}, but the ranks give {other}")
     return found
 
 

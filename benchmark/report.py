@@ -7,6 +7,7 @@ it shows it takes from one block of JSON, and writes as text.
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Section:
         """Columns of the table."""
         return tables.WIDE[self.table.key.protocol]
 
-    @property
+    @cached_property
     def scale(self) -> tuple[float, float]:
         """Ends of the column that draws intervals."""
         cells = [row.metrics[self.order_by] for row in self.table.rows if self.order_by in row.metrics]

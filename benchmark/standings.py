@@ -209,18 +209,16 @@ def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
         for run, (mine, ranks) in zip(runs, loaded, strict=True)
     ]
     names = list(per_seed[0])
-    table = np.array([[one[name] for name in names] for one in per_seed])  # (seeds, metrics, U)
+    table = np.array([np.stack(list(one.values())) for one in per_seed])  # (seeds, metrics, U)
     values, weights = statistics.over_seeds(table), statistics.counted_share(table)
+    means = statistics.over_seeds(np.moveaxis(table, -1, 0))  # (seeds, metrics)
     counting = [place for place in range(len(names)) if weights[place].any()]
     return Entry(
         runs,
         users,
         values={names[place]: values[place] for place in counting},
         weights={names[place]: weights[place] for place in counting},
-        seed_means={
-            names[place]: [float(np.mean(one[~np.isnan(one)])) for one in table[:, place] if not np.isnan(one).all()]
-            for place in counting
-        },
+        seed_means={names[place]: [one for one in means[:, place].tolist() if not np.isnan(one)] for place in counting},
     )
 
 

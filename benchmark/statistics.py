@@ -33,6 +33,8 @@ def over_seeds(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """(..., U) mean over seeds of each user's value, NaN seeds left out; ``values`` holds one (..., U) array a seed."""
     stacked = np.asarray(values)
     counted = ~np.isnan(stacked)
+    if counted.all():
+        return stacked.mean(axis=0)
     total = np.where(counted, stacked, 0.0).sum(axis=0)
     return np.divide(total, counted.sum(axis=0), out=np.full(total.shape, np.nan), where=counted.any(axis=0))
 
@@ -71,45 +73,52 @@ def bootstrap_each(
                 blocks[users, place // together].append((place, name))
     found: list[dict[str, Interval]] = [{} for _ in rows]
     for block in blocks.values():
-        columns = [rows[place][0][name] for place, name in block]
-        shares = [rows[place][1].get(name, ~np.isnan(rows[place][0][name])) for place, name in block]
-        ends = _intervals(np.stack(columns, axis=1).astype(np.float64), np.stack(shares, axis=1), resamples, seed)
-        for (place, name), (mean, low, high) in zip(block, ends.T.tolist(), strict=True):
+        columns = [(rows[place][0][name], rows[place][1].get(name)) for place, name in block]
+        for (place, name), (mean, low, high) in zip(block, _intervals(columns, resamples, seed).tolist(), strict=True):
             found[place][name] = Interval(mean=mean, low=low, high=high)
     return found
 
 
-def _intervals(table: np.ndarray, weight: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(3, m) means and their intervals' ends of a (U, m) table under (U, m) weights."""
-    weighed = (weight != 1).any(axis=0)  # the other columns weigh U in every resample
-    both = np.hstack([np.nan_to_num(table) * weight, weight[:, weighed]])
-    sums = np.vstack([both.sum(axis=0), _resampled_sums(both, resamples, seed)])
-    means, total = sums[:, : table.shape[1]] / len(table), sums[:, table.shape[1] :]
-    of_weighed = sums[:, : table.shape[1]][:, weighed]
-    means[:, weighed] = np.divide(of_weighed, total, out=np.full_like(total, np.nan), where=total > 0)
-    low, high = np.percentile(means[1:], [2.5, 97.5], axis=0)
-    for column in np.flatnonzero(np.isnan(low)):  # resamples in which nobody counts
-        low[column], high[column] = np.nanpercentile(means[1:, column], [2.5, 97.5])
-    return np.stack([means[0], low, high])
+def _intervals(columns: Sequence[tuple[np.ndarray, np.ndarray | None]], resamples: int, seed: int) -> np.ndarray:
+    """(m, 3) means of m columns, each (U,) values and their weights, and the ends of their intervals."""
+    totals, weighed, weights = [], [], []
+    for place, (values, given) in enumerate(columns):
+        weight = ~np.isnan(values) if given is None else given
+        whole = (weight == 1).all()  # then it is U in every resample
+        totals.append(values if whole else np.nan_to_num(values) * weight)
+        if not whole:
+            weighed.append(place)
+            weights.append(weight)
+    table = np.stack(totals + weights).astype(np.float64, copy=False)
+    sums = np.hstack([table.sum(axis=1, keepdims=True), _resampled_sums(table, resamples, seed)])
+    means, counts = sums[: len(columns)], sums[len(columns) :]
+    share = np.divide(means[weighed], counts, out=np.full_like(counts, np.nan), where=counts > 0)
+    means /= table.shape[1]
+    means[weighed] = share
+    low, high = np.percentile(means[:, 1:], [2.5, 97.5], axis=1)
+    for row in np.flatnonzero(np.isnan(low)):  # resamples in which nobody counts
+        low[row], high[row] = np.nanpercentile(means[row, 1:], [2.5, 97.5])
+    return np.stack([means[:, 0], low, high], axis=1)
 
 
-def _resampled_sums(rows: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, m) sums over resamples of the rows (n, m)."""
-    rng, users = np.random.default_rng(seed), len(rows)
+def _resampled_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(m, resamples) sums over resamples of the columns of a table (m, n)."""
+    rng, users = np.random.default_rng(seed), table.shape[1]
     if users <= DRAWN_ONE_BY_ONE:
 
         def draw(count: int) -> np.ndarray:
             drawn = rng.integers(0, users, (count, users)) + users * np.arange(count)[:, None]
             return np.bincount(drawn.ravel(), minlength=count * users).reshape(count, users)
     else:
-        # Users with equal rows are interchangeable: drawing how often each distinct row occurs is the same experiment,
-        # and ranks have a few dozen distinct rows however many users there are.
-        rows, sizes = np.unique(rows, axis=0, return_counts=True)
+        # Users with equal values are interchangeable: drawing how often each distinct column occurs is the same
+        # experiment, and ranks have a few dozen distinct ones however many users there are.
+        table, sizes = np.unique(table, axis=1, return_counts=True)
 
         def draw(count: int) -> np.ndarray:
             return rng.multinomial(users, sizes / users, size=count)
 
-    return np.concatenate([draw(count).astype(np.float64) @ rows for count in _chunks(resamples, len(rows))])
+    chunks = _chunks(resamples, table.shape[1])
+    return np.concatenate([table @ draw(count).T.astype(np.float64) for count in chunks], axis=1)
 
 
 def _chunks(count: int, width: int) -> list[int]:
@@ -126,7 +135,7 @@ def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def paired_t(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided p of the paired t-test over users."""
-    from scipy import stats  # costs a second to import
+    from scipy import special  # scipy.stats takes a second to import
 
     difference = differences(a, b)
     if len(difference) < 2 or not difference.any():
@@ -134,22 +143,7 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> float:
     error = difference.std(ddof=1) / np.sqrt(len(difference))
     if error == 0.0:
         return 0.0
-    return float(2.0 * stats.t.sf(abs(difference.mean() / error), len(difference) - 1))
-
-
-def _paired_ts(one: np.ndarray, others: Sequence[np.ndarray]) -> list[float]:
-    """`paired_t` of ``one`` against each of ``others``, with one call of SciPy's slow distribution."""
-    from scipy import stats
-
-    found = [differences(one, other) for other in others]
-    p = np.ones(len(found))
-    moved = [place for place, each in enumerate(found) if len(each) >= 2 and each.any()]
-    sizes = np.array([len(found[place]) for place in moved])
-    means = np.array([found[place].mean() for place in moved])
-    errors = np.array([found[place].std(ddof=1) for place in moved]) / np.sqrt(sizes)
-    with np.errstate(divide="ignore"):  # no spread, yet a difference: p is 0
-        p[moved] = 2.0 * stats.t.sf(np.abs(means / errors), sizes - 1)
-    return p.tolist()
+    return 2.0 * float(special.stdtr(len(difference) - 1, -abs(difference.mean() / error)))
 
 
 def sign_flip(a: np.ndarray, b: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
@@ -203,7 +197,7 @@ def tied_with_best(
     if best not in counting:
         best = max(sorted(counting), key=lambda name: float(np.nanmean(counting[name])))
     others = [name for name in counting if name != best]
-    adjusted = holm(_paired_ts(counting[best], [counting[name] for name in others]))
+    adjusted = holm([paired_t(counting[best], counting[name]) for name in others])
     tied = {best: True, **{name: p >= significance for name, p in zip(others, adjusted, strict=True)}}
     return {name: tied.get(name, False) for name in values}
 
