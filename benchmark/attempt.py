@@ -160,9 +160,10 @@ class Attempt:
         except HomeFault as error:
             self.end()
             return News(done=True, fault=str(error))
-        except InputError as error:  # this machine's folders
+        except (InputError, OSError) as error:  # this machine's folders
+            reason = str(error) if isinstance(error, InputError) else f"Cannot write on {platform.node()}: {error}"
             self.end()
-            return News(done=True, fault=str(error)) if self.shared else News(done=True, reason=str(error))
+            return News(done=True, fault=reason) if self.shared else News(done=True, reason=reason)
 
     def end(self) -> None:
         """End the processes; the training state stays, and the desk knows that nothing is built here."""

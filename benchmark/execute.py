@@ -88,11 +88,11 @@ def execute(
 
 
 def learn(cell: Cell, report: Callable[[Event], None], threads: int, others: Others | None = None) -> float:
-    """Train one cell; returns what it reaches on validation. No test target is read: for searches."""
-    learned = _learn(cell, report, threads, others)
-    value = learned.validate()
-    shutil.rmtree(learned.work, ignore_errors=True)
-    return value
+    """Train one cell; returns what it reaches on validation. No test target is read: for searches.
+
+    Its events and its checkpoint stay.
+    """
+    return _learn(cell, report, threads, others).validate()
 
 
 @dataclass(frozen=True)

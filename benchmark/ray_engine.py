@@ -11,6 +11,7 @@ dies with its machine is started again elsewhere. What a worker imports here is 
 import logging
 import os
 import pickle
+import platform
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,6 +177,22 @@ def bundle_of(needs: Resources) -> dict[str, float]:
     return {name: amount for name, amount in bundle.items() if amount}
 
 
+def too_large(needs: Resources) -> str | None:
+    """Why the machines that there are can never run this; None where they can."""
+    wanted, machines = bundle_of(needs), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(
+        int(min(one.get(name, 0) // amount for name, amount in wanted.items()) if wanted else needs.processes)
+        for one in machines
+    )
+    if places >= needs.processes:
+        return None
+    largest = {name: max(one.get(name, 0) for one in machines) for name in wanted}
+    texts = [", ".join(f"{name} {amount:g}" for name, amount in one.items()) for one in (wanted, largest)]
+    if places:
+        return f"there is room for {places} of its {needs.processes} processes, each of which asks for {texts[0]}"
+    return f"no machine is large enough: it asks for {texts[0]}, at most there is {texts[1]}"
+
+
 def run_trials(
     trainable: type["CellTrial"],
     asked: Sequence[tuple[Job, Resources]],
@@ -186,38 +203,39 @@ def run_trials(
     jobs: int | None,
 ) -> None:
     """All jobs as trials of one experiment; raises InputError for a fault of ours, Interrupted for a signal."""
-    if not asked:
-        return
     folder = store.home() / ray.get(desk.hello.remote())[1]
-    space = [
-        {"number": job.number, "bundle": bundle_of(needs) if job.processes == 1 else WATCHER} for job, needs in asked
-    ]
-    everything = {job.number: job for job, _ in asked}
     bundles = {job.number: bundle_of(needs) for job, needs in asked}
-    tuner = tune.Tuner(
-        tune.with_parameters(
-            trainable,
-            jobs=everything,
-            bundles=bundles,
-            desk=desk,
-            options=options,
-            installed=desks.installed(plugins),
-        ),
-        param_space={"job": tune.grid_search(space)},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True, max_concurrent_trials=jobs, trial_dirname_creator=lambda trial: trial.trial_id
-        ),
-        run_config=tune.RunConfig(
-            name="grid",
-            storage_path=str(folder),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[watch],
-            stop=Stopper(watch),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
-    watch.raise_what_stopped_it()
+    left = {job.number: job for job, _ in asked}
+    while left:
+        space = [
+            {"number": job.number, "bundle": bundles[job.number] if job.processes == 1 else WATCHER}
+            for job in left.values()
+        ]
+        tuner = tune.Tuner(
+            tune.with_parameters(
+                trainable,
+                jobs=left,
+                bundles=bundles,
+                desk=desk,
+                options=options,
+                installed=desks.installed(plugins),
+            ),
+            param_space={"job": tune.grid_search(space)},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True, max_concurrent_trials=jobs, trial_dirname_creator=lambda trial: trial.trial_id
+            ),
+            run_config=tune.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(folder),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[watch],
+                stop=Stopper(watch),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        watch.raise_what_stopped_it()
+        left = {number: left[number] for number in watch.given_up()}
 
 
 class _Proxy:
@@ -233,6 +251,8 @@ class _Proxy:
             except RayTaskError as error:
                 if isinstance(error.cause, InputError):
                     raise HomeFault(str(error.cause)) from None
+                if isinstance(error.cause, OSError):
+                    raise HomeFault(f"Cannot write where the command runs: {error.cause}") from None
                 raise
 
         return ask
@@ -271,7 +291,7 @@ class CellTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         assert self.attempt is not None
         if self.refused:
-            news = News(done=True, reason=f"its machine is refused: {self.refused}")
+            news = News(done=True, fault=f"Ray's machine {platform.node()} is refused: {self.refused}")
         else:
             news = self.attempt.step(STEP_S)
         return {"number": self.number, "done": news.done, "news": news}
@@ -383,6 +403,8 @@ class _Watch(tune.Callback):
         self.grid, self.missing, self._raise_if_stopped = grid, missing, raise_if_stopped
         self.fault: str | None = None
         self._begun: set[int] = set()
+        self._lost: dict[int, int] = {}  # cell -> how often its worker was lost
+        self._given_up: list[int] = []
 
     def __deepcopy__(self, memo: Any) -> "_Watch":
         return self
@@ -405,15 +427,12 @@ class _Watch(tune.Callback):
             raise InputError(self.fault)
 
     def fits(self, job: Job, needs: Resources) -> bool:
-        """Whether some machine could ever run the cell; where none can, that is its reason."""
-        wanted, machines = bundle_of(needs), [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(all(one.get(name, 0) >= amount for name, amount in wanted.items()) for one in machines):
-            return True
-        largest = {name: max(one.get(name, 0) for one in machines) for name in wanted}
-        texts = [", ".join(f"{name} {amount:g}" for name, amount in one.items()) for one in (wanted, largest)]
-        self._begin(job.number)
-        self._close(job.number, f"no machine is large enough: it asks for {texts[0]}, at most there is {texts[1]}")
-        return False
+        """Whether the machines could ever run the cell; where they cannot, that is its reason."""
+        reason = too_large(needs)
+        if reason is not None:
+            self._begin(job.number)
+            self._close(job.number, reason)
+        return reason is None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._begin(trial.config["job"]["number"])
@@ -437,9 +456,19 @@ class _Watch(tune.Callback):
             self._close(number, news.reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number, lost = trial.config["job"]["number"], trial.num_failures
+        self._lost[number] = self._lost.get(number, 0) + lost
+        if self._lost[number] <= RETRIES:  # Tune gives a trial up at once whose worker dies between two cells
+            self._given_up.append(number)
+            return
         error = trial.get_error()
         last = " ".join(str(error).split())[-300:] if error else "no reason is known"
-        self._close(trial.config["job"]["number"], f"its worker was lost {RETRIES + 1} times: {last}")
+        self._close(number, f"its worker was lost {self._lost[number]} times: {last}")
+
+    def given_up(self) -> list[int]:
+        """Numbers of the cells that are to be tried in another experiment; each is told of once."""
+        numbers, self._given_up = self._given_up, []
+        return numbers
 
     def _begin(self, number: int) -> None:
         if number not in self._begun:

@@ -16,8 +16,9 @@ from ray.tune.search.optuna import OptunaSearch
 from genrec_bench.benchmark import desk as desks
 from genrec_bench.benchmark import tuning
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
+from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.ray_engine import CellTrial, Stopper, bundle_of, connected, needs_of, open_desk
+from genrec_bench.benchmark.ray_engine import CellTrial, Stopper, bundle_of, connected, needs_of, open_desk, too_large
 from genrec_bench.benchmark.tuning import FIRST_RUNG, KEPT, Study
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
@@ -43,6 +44,10 @@ def search_on_ray(
     missing = [(study.cell, study.identity, study.dataset_sha256)]
     with connected(address, missing) as plugins, open_desk(study.results) as at:
         needs = needs_of(study.cell, resources or {})
+        if needs.processes > 1:
+            raise InputError(f"--resources {study.cell.method}.processes: a search trains in one process")
+        if (reason := too_large(needs)) is not None:
+            raise InputError(f"{study.cell.method}: {reason}")
         trainable = tune.with_parameters(
             SearchTrial,
             cell=study.cell,
@@ -66,7 +71,7 @@ def search_on_ray(
                     max_t=LONGEST,
                     stop_last_trials=False,
                 ),
-                num_samples=study.trials - len(study.finished),
+                num_samples=int(min(study.trials, study.size)) - len(study.finished),
                 max_concurrent_trials=jobs,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -86,7 +91,9 @@ def search_on_ray(
 def _proposer(study: Study) -> OptunaSearch:
     """OptunaSearch that knows the trials of before, or begins with the method's own settings."""
     space = tuning.distributions(study)
-    known = [trial for trial in study.finished if trial.value is not None]
+    # of a trial that fell behind, what it had reached: it was no better than that
+    known = [(trial, max(trial.curve)) for trial in study.finished if trial.value is None and trial.curve]
+    known += [(trial, trial.value) for trial in study.finished if trial.value is not None]
     if not known:
         return OptunaSearch(
             space, metric=VALUE, mode="max", seed=study.seed, points_to_evaluate=[study.defaults]
@@ -96,8 +103,8 @@ def _proposer(study: Study) -> OptunaSearch:
         metric=VALUE,
         mode="max",
         seed=study.seed + len(study.finished),  # not the proposals of before
-        points_to_evaluate=[trial.values for trial in known],
-        evaluated_rewards=[trial.value for trial in known],
+        points_to_evaluate=[trial.values for trial, _ in known],
+        evaluated_rewards=[value for _, value in known],
     )
 
 
@@ -118,8 +125,6 @@ class SearchTrial(CellTrial):
         super().setup(config, {}, {}, desk, options, installed)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        from genrec_bench.benchmark.execute import run_id
-
         self.cleanup()
         self.number, self.curve = 0, list[float]()
         cell = tuning.with_values(self.cell, new_config)
@@ -128,11 +133,18 @@ class SearchTrial(CellTrial):
         self.attempt = Attempt(job, self.desk, self.options, self.shared, self._start)
         return True
 
+    def cleanup(self) -> None:
+        attempt = self.attempt
+        super().cleanup()
+        if attempt is not None and not self.shared:  # what is needed again has been carried home
+            tuning.forget(attempt.run_id)
+
     def step(self) -> dict[str, Any]:
         result = super().step()
         news: News = result["news"]
-        for event in news.events:
-            tuning.extend(self.curve, event)
+        assert self.attempt is not None
+        if news.events or news.done:
+            self.curve = tuning.curve_of(self.attempt.run_id)
         last = self.curve[-1] if self.curve else 0.0  # 0: Optuna wants a number before the first validation, too
         value = last if news.value is None else news.value
         return {**result, "curve": list(self.curve), TIME: len(self.curve), VALUE: value}
@@ -144,7 +156,6 @@ class _Watch(tune.Callback):
     def __init__(self, study: Study, progress: Progress, raise_if_stopped: Callable[[], None]) -> None:
         self.study, self.progress, self._raise_if_stopped = study, progress, raise_if_stopped
         self.fault: str | None = None
-        self._last = time.monotonic()
         self._begun: dict[str, float] = {}
 
     def __deepcopy__(self, memo: Any) -> "_Watch":
@@ -160,11 +171,11 @@ class _Watch(tune.Callback):
             self._raise_if_stopped()
         except Interrupted:
             return True
-        return self.fault is not None or time.monotonic() - self._last > self.study.left_s
+        return self.fault is not None or self.study.left_s <= 0
 
     def close(self) -> None:
         """Count the rest of the time; raise what ended the search before its end."""
-        self.study.spend(self._passed())
+        self.study.count()
         self._raise_if_stopped()
         if self.fault is not None:
             raise InputError(self.fault)
@@ -172,13 +183,21 @@ class _Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._begun.setdefault(trial.trial_id, time.monotonic())
 
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        try:
+            self.study.count(tuning.COUNT_EVERY_S)
+        except InputError as error:
+            self.fault = self.fault or str(error)
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         news: News | None = result.get("news")
         if news is None or trial.trial_id not in self._begun:  # a trial of before, which is only retold
             return
         if news.fault is not None:
-            self.fault = news.fault
+            self.fault = self.fault or news.fault
             return
         number, seconds = len(self.study.finished), time.monotonic() - self._begun[trial.trial_id]
         values, curve = dict(trial.config), list(result.get("curve", []))
@@ -200,10 +219,11 @@ class _Watch(tune.Callback):
         )  # fmt: skip
 
     def _add(self, trial: Trial) -> None:
-        self.study.add(trial, self._passed())
-        tuning.tell(self.progress, self.study, trial)
-
-    def _passed(self) -> float:
-        now = time.monotonic()
-        passed, self._last = now - self._last, now
-        return passed
+        try:
+            self.study.add(trial)
+        except InputError as error:  # Tune would take it for a fault of the trial's
+            self.fault = self.fault or str(error)
+        else:
+            cell = self.study.cell_of(trial.values)
+            tuning.forget(run_id(cell, self.study.dataset_sha256))
+            tuning.tell(self.progress, self.study, trial)

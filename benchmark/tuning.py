@@ -13,8 +13,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,7 @@ from genrec_bench.methods.base import Resources
 
 FIRST_RUNG = 3  # validations before a trial may be ended
 KEPT = 3  # one of so many goes on at each rung, and the next is so many times as far
+COUNT_EVERY_S = 15.0  # between two notes of the time that a search has taken
 STARTUP = 8  # trials at random before TPE learns from them
 Values = dict[str, Any]  # setting (dots lead into groups) -> value
 
@@ -55,9 +58,11 @@ class Study:
     space: dict[str, list[Any] | tuple[float, float]] = field(default_factory=dict)
     finished: list[Trial] = field(default_factory=list)
     spent_s: float = 0.0
+    _since: float = 0.0  # when time was counted last
 
     def __post_init__(self) -> None:
         self.space = _space(self.cell, self.fixed)
+        self.go_on()
         path = self.path
         if path.exists():
             before = read(path)
@@ -89,7 +94,12 @@ class Study:
 
     @property
     def left_s(self) -> float:
-        return math.inf if self.budget_s is None else self.budget_s - self.spent_s
+        """Seconds until the time is up."""
+        return math.inf if self.budget_s is None else self.budget_s - self.spent_s - self._uncounted_s
+
+    @property
+    def _uncounted_s(self) -> float:
+        return time.monotonic() - self._since
 
     @property
     def size(self) -> float:
@@ -105,30 +115,38 @@ class Study:
     @property
     def best(self) -> Trial | None:
         """The best finished trial; of equals the first."""
-        done = [trial for trial in self.finished if trial.value is not None and trial.state == "done"]
-        return max(done, key=lambda trial: (trial.value, -trial.number), default=None)
+        return _best(self.finished)
 
     def cell_of(self, values: Values) -> Cell:
         """The cell with a trial's settings."""
         return with_values(self.cell, values)
 
-    def add(self, trial: Trial, seconds: float) -> None:
-        """Keep a trial, on disk too, and count the wall-clock time since the last one."""
-        self.finished.append(trial)
-        self.spend(seconds)
+    def go_on(self) -> None:
+        """Wall-clock time counts from now on."""
+        self._since = time.monotonic()
 
-    def spend(self, seconds: float) -> None:
-        """Count wall-clock time, and write the record."""
-        self.spent_s += seconds
-        content = self.record().model_dump(mode="json", by_alias=True)
+    def add(self, trial: Trial) -> None:
+        """Keep a trial, on disk first; InputError where it cannot be."""
+        self._write([*self.finished, trial])
+        self.finished.append(trial)
+
+    def count(self, every_s: float = 0.0) -> None:
+        """Write down how much time has passed, where that is at least so much: a kill does not give it back."""
+        if self._uncounted_s >= every_s:
+            self._write(self.finished)
+
+    def _write(self, trials: list[Trial]) -> None:
+        self.spent_s += self._uncounted_s
+        self.go_on()
+        content = self.record(trials).model_dump(mode="json", by_alias=True)
         with storage.writing(self.results) as unfinished:
             storage.write_bytes(unfinished / self.path.name, (json.dumps(content, indent=1) + "\n").encode())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished / self.path.name, self.path)
 
-    def record(self) -> Tuning:
-        best = self.best
-        cell = self.cell
+    def record(self, trials: list[Trial]) -> Tuning:
+        """What is written of the study with these trials."""
+        best, cell = _best(trials), self.cell
         return Tuning(
             study=self.identity,
             method=cell.method,
@@ -150,8 +168,13 @@ class Study:
             best=None if best is None else best.number,
             best_value=None if best is None else best.value,
             config=None if best is None else self.cell_of(best.values).config.model_dump(mode="json"),
-            trials=self.finished,
+            trials=trials,
         )
+
+
+def _best(trials: Sequence[Trial]) -> Trial | None:
+    done = [trial for trial in trials if trial.value is not None and trial.state == "done"]
+    return max(done, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
 def tune(
@@ -186,6 +209,7 @@ def tune(
         studies.append(study)
     with stop_signals() as raise_if_stopped:
         for study in studies:
+            study.go_on()
             progress.say(
                 f"{study.cell.label} · {study.cell.dataset}: {len(study.finished)} of {trials} trials are there"
             )
@@ -268,18 +292,21 @@ def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], Non
         needs = Resources(cpus=os.cpu_count() or 1)
         job = job_of(number, cell, identity, study.dataset_sha256, needs, search=True)
         attempt: Any = Attempt(job, desk, Options(search=True), True, lambda work, job: CellProcess(work))  # type: ignore[arg-type]
-        started = time.monotonic()
         try:
             trial = _watch(study, attempt, number, values, raise_if_stopped)
         finally:
             attempt.end()
-        seconds = time.monotonic() - started
+            study.count()
         if trial is None:  # the time is up; its training state stays, for a longer search
-            study.spend(seconds)
             return
-        shutil.rmtree(store.home() / "runs" / identity, ignore_errors=True)
-        study.add(trial, seconds)
+        study.add(trial)
+        forget(identity)
         tell(progress, study, trial)
+
+
+def forget(identity: str) -> None:
+    """Remove the training state of a trial that is over."""
+    shutil.rmtree(store.home() / "runs" / identity, ignore_errors=True)
 
 
 def tell(progress: Progress, study: Study, trial: Trial) -> None:
@@ -300,15 +327,16 @@ def _watch(
         news = attempt.step(0.5)
         if news.fault is not None:
             raise InputError(news.fault)
-        for event in news.events:
-            extend(curve, event)
+        if news.events or news.done:
+            curve = curve_of(attempt.run_id)
         seconds = time.monotonic() - started
         if news.done:
             return ended(number, values, news, curve, seconds)
         if falls_behind(curve, [trial.curve for trial in study.finished]):
             return Trial(number=number, values=values, state="pruned", value=None, seconds=seconds, curve=curve)
-        if seconds > study.left_s:
+        if study.left_s <= 0:
             return None
+        study.count(COUNT_EVERY_S)
 
 
 def ended(number: int, values: Values, news: News, curve: list[float], seconds: float) -> Trial:
@@ -319,10 +347,25 @@ def ended(number: int, values: Values, news: News, curve: list[float], seconds: 
     )
 
 
-def extend(curve: list[float], event: dict[str, Any]) -> None:
-    """Go on with a curve, where an event tells of a validation of the method itself, not of a stage before it."""
-    if "validation" in event and "stage" not in event:
-        curve.append(max(event["validation"], curve[-1] if curve else -math.inf))
+def curve_of(identity: str) -> list[float]:
+    """Best validation value after each validation of the method itself, not of a stage before it, from a run's events.
+
+    What an interrupted training tells again, it tells in the same numbers.
+    """
+    path = store.home() / "runs" / identity / "events.jsonl"
+    told = dict.fromkeys(
+        (event.get("epoch"), event.get("loss"), event["validation"])
+        for event in _events(path)
+        if "validation" in event and "stage" not in event
+    )
+    return list(accumulate((value for _, _, value in told), max))
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a line that a kill cut off
+                yield json.loads(line)
 
 
 def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]]) -> bool:

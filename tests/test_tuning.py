@@ -104,6 +104,48 @@ def test_a_network_is_searched_with_its_curve(stored, tmp_path):
     assert {trial.state for trial in study.finished} <= {"done", "pruned"}
 
 
+def test_a_trial_that_was_killed_goes_on_with_its_curve_and_its_time(stored, tmp_path, monkeypatch):
+    config = {"dim": 8, "feedforward": 16, "epochs": 4, "max_length": 8, "blocks": 1}
+    suite = make_suite({"methods": [{"method": "sasrec", "config": config}], "datasets": ["tiny"]})
+    (whole,) = search(tmp_path / "whole", trials=1, suite=suite)
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_two(identity):
+        curve = original(identity)
+        if len(curve) >= 2:
+            raise Killed
+        return curve
+
+    original = tuning.curve_of
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "curve_of", killed_after_two)
+        with pytest.raises(Killed):
+            search(tmp_path / "parts", trials=1, budget_s=600.0, suite=suite)
+    (path,) = tmp_path.glob("parts/tiny/sasrec/tuning-*.json")
+    spent = json.loads(path.read_text())["spent_seconds"]
+    assert spent > 0
+    (parts,) = search(tmp_path / "parts", trials=1, budget_s=600.0, suite=suite)
+    assert told(parts) == told(whole)
+    assert parts.spent_s > spent
+
+
+def test_a_curve_is_told_once_and_without_stages(home):
+    events = home / "runs" / "one" / "events.jsonl"
+    events.parent.mkdir(parents=True)
+    told = [
+        {"stage": "index", "epoch": 1, "validation": 0.9},
+        {"epoch": 1, "loss": 3.0, "validation": 0.1},
+        {"epoch": 2, "loss": 2.0, "validation": 0.3},
+        {"epoch": 2, "loss": 2.0, "validation": 0.3},  # again, after a kill
+        {"epoch": 3, "loss": 1.5, "validation": 0.2},
+    ]
+    events.write_text("\n".join(json.dumps(one) for one in told) + '\n{"epoch": 4, "lo')
+    assert tuning.curve_of("one") == [0.1, 0.3, 0.3]
+    assert tuning.curve_of("none") == []
+
+
 @pytest.mark.parametrize(
     ("curve", "behind_them"),
     [([0.1, 0.1], False), ([0.1, 0.1, 0.1], True), ([0.4, 0.4, 0.4], False), ([0.1, 0.1, 0.5], False)],
