@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,9 +154,9 @@ class Attempt:
                 news = self._begin() if self._worker is None else self._watch(min(left, 0.5), events)
                 if news is not None:
                     self.end()
-                    return news
+                    return replace(news, events=events)
                 if time.monotonic() >= until:
-                    return News(events=events if self.options.search else events[-1:])
+                    return News(events=events)
         except HomeFault as error:
             self.end()
             return News(done=True, fault=str(error))
@@ -265,15 +265,15 @@ class Attempt:
         if kind == "offer":
             self._offer(content)
             return None
-        return self._ended(kind, content, events)
+        return self._ended(kind, content)
 
-    def _ended(self, kind: str, content: Any, events: list[dict[str, Any]]) -> News | None:
+    def _ended(self, kind: str, content: Any) -> News | None:
         """What follows from the end of the processes: None where the cell is tried again."""
         assert self._worker is not None
         number = self._worker.signal
         if kind == "done":
             self._end_worker()
-            return News(done=True, events=events, value=content) if self.options.search else self._deliver()
+            return News(done=True, value=content) if self.options.search else self._deliver()
         if kind == "memory" or (number == 9 and _killed_for_memory() > self._killed_for_memory):
             if self.job.smaller_run_id is None or self._smaller:
                 return News(done=True, reason="out of memory" + ", also with half the batch" * self._smaller)

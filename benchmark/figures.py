@@ -88,6 +88,7 @@ class CriticalDifference:
 
     protocol: str
     mask_seen: bool
+    exclude: str
     tier: str
     metric: str
     datasets: tuple[str, ...]
@@ -185,20 +186,21 @@ def settings(table: Table) -> list[Settings]:
 
 
 def critical_differences(board: Leaderboard) -> list[CriticalDifference]:
-    """One for each protocol, setting of seen items and tier that has enough data sets with the same methods.
+    """One for each protocol, its settings and tier, where enough data sets have the same methods.
 
-    Of the methods, those that every data set has. A data set that the records know with several contents counts once,
-    with the content that has the most rows.
+    Of the methods, those that every data set has. A data set that the records know with several contents or sets of
+    rules counts once, with those that have the most rows.
     """
-    groups: dict[tuple[str, bool, str], dict[str, Table]] = defaultdict(dict)
+    groups: dict[tuple[str, bool, str, str], dict[str, Table]] = defaultdict(dict)
     for table in board.tables:
-        group = groups[table.key.protocol, table.key.mask_seen, table.key.tier]
-        known = group.get(table.key.dataset)
+        key = table.key
+        group = groups[key.protocol, key.mask_seen, key.exclude, key.tier]
+        known = group.get(key.dataset)
         if known is None or len(table.rows) > len(known.rows):
-            group[table.key.dataset] = table
+            group[key.dataset] = table
     found = []
-    for (protocol, mask_seen, tier), tables in sorted(groups.items()):
-        metric = QUALITY[protocol]
+    for settings, tables in sorted(groups.items()):
+        metric = QUALITY[settings[0]]
         means = [
             {row.name: row.metrics[metric].mean for row in table.rows if metric in row.metrics}
             for _, table in sorted(tables.items())
@@ -208,7 +210,7 @@ def critical_differences(board: Leaderboard) -> list[CriticalDifference]:
             continue
         test = statistics.friedman(np.array([[one[name] for name in names] for one in means]))
         ranks = sorted(zip(names, test.average_ranks, strict=True), key=lambda one: (one[1], one[0]))
-        found.append(CriticalDifference(protocol, mask_seen, tier, metric, tuple(sorted(tables)), tuple(ranks), test))
+        found.append(CriticalDifference(*settings, metric, tuple(sorted(tables)), tuple(ranks), test))
     return found
 
 

@@ -73,15 +73,15 @@ def _drawn(plots: Any, board: Leaderboard, runs: Mapping[str, Record]) -> Iterat
         for ladder in figures.settings(table):
             yield f"{prefix}-settings-{_safe(ladder.method)}", _settings(plots, ladder, title)
     for ranks in figures.critical_differences(board):
-        seen = "-mask_seen" if ranks.mask_seen else ""
-        yield f"ranks-{ranks.protocol}{seen}-{_safe(ranks.tier)}", _critical_difference(plots, ranks)
+        rules = ("-mask_seen" if ranks.mask_seen else "") + ("-window" if ranks.exclude == "window" else "")
+        yield f"ranks-{ranks.protocol}{rules}-{_safe(ranks.tier)}", _critical_difference(plots, ranks)
 
 
 def _file_name(table: Table, board: Leaderboard) -> str:
     key = table.key
     parts = [key.dataset, key.protocol + ("-mask_seen" if key.mask_seen else ""), key.tier]
     twins = [
-        one.key for one in board.tables if one.key[:1] + one.key[2:4] + one.key[5:] == key[:1] + key[2:4] + key[5:]
+        one.key for one in board.tables if one.key[:1] + one.key[2:4] + one.key[5:6] == key[:1] + key[2:4] + key[5:6]
     ]
     if len(twins) > 1:  # other contents of the data set, or other rules
         parts += [key.dataset_sha256[:6], key.protocol_hash[:6]]

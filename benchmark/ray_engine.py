@@ -42,13 +42,14 @@ if TYPE_CHECKING:
 RETRIES = 20  # of a trial whose worker or machine was lost: no fault of the cell's
 STEP_S = 2.0  # between two words of a trial
 WATCHER = {"memory": float(2**20)}  # of a trial whose processes have resources of their own: a trial must ask for some
-QUIET = {  # Tune's own logs, files and network use, none of which is wanted
+QUIET = {  # Tune's own logs, files and network use, and Ray's guard of memory, none of which is wanted
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_memory_monitor_refresh_ms": "0",  # it would end the watcher; the kernel ends the cell, which is tried with less
 }
 
 

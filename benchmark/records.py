@@ -50,7 +50,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Dataset(_Part):
@@ -382,8 +382,10 @@ def _read_model(path: Path, model: type[Stored]) -> Stored:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    with suppress(ValidationError):  # the short way for a good record; for any other, the way that says what is wrong
-        return model.model_validate_json(raw)
+    # The short way for a good record; for any other, the way that says what is wrong.
+    if b"NaN" not in raw and b"Infinity" not in raw:
+        with suppress(ValidationError):
+            return model.model_validate_json(raw)
     try:
         content: Any = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -396,11 +398,16 @@ def _read_model(path: Path, model: type[Stored]) -> Stored:
             f"{path}: schema {version} is newer than this genrec-bench understands ({SCHEMA_VERSION}): upgrade it"
         )
     try:
-        return model.model_validate(content)
+        found = model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {key}: {first['msg']}") from None
+    try:
+        json.dumps(content, allow_nan=False)  # settings are free-form
+    except ValueError:
+        raise InputError(f"{path}: its settings hold a number that JSON does not have") from None
+    return found
 
 
 def _failure_path(folder: Path) -> Path:

@@ -109,6 +109,7 @@ def page(board: Leaderboard, runs: Mapping[str, Record]) -> str:
         dataset_titles=tables.TITLES,
         protocols=list(dict.fromkeys(_protocol(table) for table in board.tables)),
         protocol_of=_protocol,
+        rules=tables.rules,
         tiers=list(dict.fromkeys(table.key.tier for table in board.tables)),
         families=[(name, svg.marker(name)) for name in families],
         family_of=svg.family_of,
@@ -125,8 +126,7 @@ def page(board: Leaderboard, runs: Mapping[str, Record]) -> str:
 
 
 def _protocol(table: Table) -> str:
-    name = tables.PROTOCOLS[table.key.protocol]
-    return f"{name}, seen items removed" if table.key.mask_seen else name
+    return tables.rules(table.key.protocol, table.key.mask_seen, table.key.exclude)
 
 
 def _section(table: Table, first: int, runs: Mapping[str, Record]) -> Section:

@@ -26,6 +26,7 @@ from genrec_bench.benchmark.evaluate import Answers, MethodFault, check_ranking,
 from genrec_bench.benchmark.protocols import Full, ProtocolRules, protocol
 from genrec_bench.benchmark.records import Record
 from genrec_bench.benchmark.statistics import Interval
+from genrec_bench.benchmark.tables import clean
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import InteractionData
@@ -33,7 +34,7 @@ from genrec_bench.datasets.splits import HeldOut, Split
 from genrec_bench.methods.base import Ranking
 
 LIMITS = {"run.json": 4 * 2**20, "ranks.parquet": 64 * 2**20, "rankings.parquet": 512 * 2**20}  # bytes, unpacked
-MAX_TABLE_BYTES = 4 * 2**30  # of a Parquet file's columns, as its own footer states them
+LONGEST_LIST = 100  # entries of a user in a Parquet file's column: far more than any protocol asks for
 ROUNDING = 1e-9
 RESAMPLING = 0.25  # of an interval's width: how far its ends may move between versions of the random generator
 
@@ -51,7 +52,7 @@ class Verified:
         record = self.record
         numbers = ", ".join(f"{name} {one.mean:.4f}" for name, one in list(record.metrics.items())[:4])
         return (
-            f"Verified: {record.label}, seed {record.seed}, on {record.dataset.name} ({record.protocol.name}): "
+            f"Verified: {clean(record.label)}, seed {record.seed}, on {record.dataset.name} ({record.protocol.name}): "
             f"{record.evaluated_users:,} users, {len(record.metrics)} metrics and {len(record.slices)} slices follow "
             f"from the rankings. {numbers}"
         )
@@ -95,8 +96,11 @@ def verify(package: Path) -> Verified:
 
 
 def add(verified: Verified, results_dir: Path) -> Path:
-    """Store a verified run among the records, marked as an outside one; returns its folder."""
-    record = verified.record.model_copy(update={"outside": True})
+    """Store a verified run among the records, marked as an outside one; returns its folder.
+
+    Its id gets an ending: without, it would stand in the place of a run of ours with the same settings and seed.
+    """
+    record = verified.record.model_copy(update={"outside": True, "run_id": f"{verified.record.run_id}-outside"})
     if records.exists(results_dir, record.dataset.name, record.method, record.run_id):
         raise InputError(f"{results_dir} has a record of run {record.run_id} already")
     users = records.users_table(verified.split.test, verified.split.train.item_counts())
@@ -151,7 +155,8 @@ def _verify(folder: Path) -> Verified:
     full = isinstance(rules, Full)
     summary = metrics.summarise(Answers(ranks, ranking if full else None, 0.0), split, rules.name)
     _same_numbers(record, summary, len(ranks))
-    kept = record.model_copy(update={**summary, "variants": []})  # states of the weights have no rankings here
+    # states of the weights have no rankings here, and stages would be drawn as curves
+    kept = record.model_copy(update={**summary, "variants": [], "stages": {}})
     return Verified(kept, ranks, ranking, split)
 
 
@@ -204,10 +209,14 @@ def _readable(path: Path, rows: int) -> Iterator[None]:
     """Refuse a table that is not of ``rows`` users, or too large, before it is read; and one that cannot be read."""
     try:
         footer = pq.read_metadata(path)
-        size = sum(footer.row_group(place).total_byte_size for place in range(footer.num_row_groups))
-        if footer.num_rows != rows or size > MAX_TABLE_BYTES:
+        groups = [footer.row_group(place) for place in range(footer.num_row_groups)]
+        # not bytes: encoded, a long list may be a few of them
+        columns = [[one.column(place).num_values for one in groups] for place in range(footer.num_columns)]
+        entries = max(map(sum, columns), default=0)
+        if footer.num_rows != rows or entries > rows * LONGEST_LIST:
             raise InputError(
-                f"Refused: {path.name} has {footer.num_rows:,} rows ({size:,} bytes), expected {rows:,} users"
+                f"Refused: {path.name} has {footer.num_rows:,} rows of {entries:,} entries, expected {rows:,} users "
+                f"with at most {LONGEST_LIST} each"
             )
         yield
     except InputError:

@@ -29,6 +29,7 @@ TITLES = {
     "yelp": "Yelp",
 }
 PROTOCOLS = {"full": "full ranking", "cand20": "20 candidates"}
+WINDOW = "negatives from outside the window"
 NARROW = {"full": ("recall@10", "ndcg@10"), "cand20": ("hitratio@1", "validratio")}
 WIDE = {
     "full": ("recall@5", "recall@10", "ndcg@5", "ndcg@10"),
@@ -225,6 +226,11 @@ def escape_csv(content: str) -> str:
     return f"'{content}" if content.startswith(("=", "+", "-", "@")) else content
 
 
+def rules(protocol: str, mask_seen: bool, exclude: str) -> str:
+    """``full ranking, seen items removed``: a protocol, and what is not as usual."""
+    return PROTOCOLS[protocol] + ", seen items removed" * mask_seen + f", {WINDOW}" * (exclude == "window")
+
+
 def heading(table: Table) -> str:
     """``MovieLens-100K · full ranking · seen items kept · tier tiny · 943 users · 3 seeds``."""
     key, rows = table.key, [row for row in table.rows if row.runs]
@@ -232,7 +238,7 @@ def heading(table: Table) -> str:
     if key.protocol == "full":
         parts.append("seen items removed" if key.mask_seen else "seen items kept")
     elif key.exclude == "window":
-        parts.append("negatives from outside the window")
+        parts.append(WINDOW)
     parts.append(f"tier {key.tier}")
     if rows:
         parts += [_range([row.users for row in rows], "user"), _range([len(row.seeds) for row in rows], "seed")]

@@ -140,7 +140,12 @@ def _open(asked: str, results: Path) -> tuple[str, Tracker]:
     if name == "mlflow" and not place:
         default.parent.mkdir(parents=True, exist_ok=True)
         place = f"sqlite:///{default}.db"
-    return name, TRACKERS[name](place or str(default))
+    try:
+        return name, TRACKERS[name](place or str(default))
+    except InputError:
+        raise
+    except Exception as error:  # the libraries' errors have no common base
+        raise InputError(f"--track {asked}: {name} does not start: {' '.join(str(error).split())[:300]}") from None
 
 
 class Tracked(Progress):

@@ -196,8 +196,11 @@ def tune(
 
     results = Path(results).absolute()
     records.check_writable(results)
+    grid = cells(suite, settings)
+    if not grid:
+        raise InputError("Nothing to search: none of these methods takes part in this protocol")
     studies = []
-    for cell in cells(suite, settings):
+    for cell in grid:
         progress.say(f"data set {cell.dataset}")
         sha256 = store.load(cell.dataset).sha256
         entry = next(one for one in suite.methods if one.method == cell.method)

@@ -155,7 +155,7 @@ def test_ranks_tie_and_bars_join_what_does_not_differ():
     assert agreed.average_ranks == pytest.approx((6.5 / 7 + 0.5 / 7 + 0.5 / 7, (12 + 1.5) / 7, 3.0), abs=0.08)
     test = statistics.Friedman((1.0, 1.5, 2.6, 4.0), 9.0, 0.01, 1.2)
     ranks = tuple(zip("abcd", test.average_ranks, strict=True))
-    figure = CriticalDifference("full", False, "tiny", "ndcg@10", ("x", "y"), ranks, test)
+    figure = CriticalDifference("full", False, "sequence", "tiny", "ndcg@10", ("x", "y"), ranks, test)
     assert figure.bars == [(0, 1), (1, 2)]
     assert svg.critical_difference(figure).count('class="bar"') == 2
 

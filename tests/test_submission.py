@@ -15,7 +15,9 @@ import pytest
 from genrec_bench.benchmark import evaluate, metrics, records, standings, submission
 from genrec_bench.benchmark.evaluate import picked_ranks, picks
 from genrec_bench.benchmark.execute import execute
+from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.protocols import protocol
+from genrec_bench.benchmark.runner import run_grid
 from genrec_bench.benchmark.suite import cells, make_suite
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -61,7 +63,7 @@ def test_round_trip(runs, kind, tmp_path, command):
     assert code == 0
     assert said.startswith("Verified: item_knn, seed 0, on tiny")
     own, stored = records.read(runs[kind]), records.read(Path(said.splitlines()[-1]))
-    assert stored == own.model_copy(update={"outside": True})
+    assert stored == own.model_copy(update={"outside": True, "run_id": f"{own.run_id}-outside", "stages": {}})
     assert "item_knn (outside)" in standings.render(tmp_path / "board", "text")
     assert json.loads(standings.render(tmp_path / "board", "json"))[0]["outside"]
     assert '<span class="tag">outside</span>' in standings.render(tmp_path / "board", "html")
@@ -93,17 +95,19 @@ def test_negatives_from_outside_the_window_are_verified_and_stand_apart(runs, st
 def test_an_outside_row_stands_beside_ours_and_apart(run, tmp_path):
     ours = run.parents[2]
     verified = submission.verify(run)
-    other = submission.Verified(
-        verified.record.model_copy(update={"run_id": "0ther", "seed": 1}),
-        verified.ranks,
-        verified.ranking,
-        verified.split,
-    )
-    submission.add(other, ours)
+    submission.add(verified, ours)  # the same settings and seed as ours
     rows = json.loads(standings.render(ours, "json"))
     assert {(row["name"], row["outside"], tuple(row["seeds"])) for row in rows if row["protocol"] == "full"} == {
-        ("item_knn", False, (0,)), ("item_knn (outside)", True, (1,)),
+        ("item_knn", False, (0,)), ("item_knn (outside)", True, (0,)),
     }  # fmt: skip
+
+
+def test_an_outside_run_is_not_taken_for_ours(run, stored, tmp_path):
+    board = tmp_path / "board"
+    submission.add(submission.verify(run), board)
+    suite = make_suite({"methods": ["item_knn"], "datasets": [stored]})
+    outcome = run_grid(cells(suite), board, Progress(quiet=True))
+    assert (outcome.done, outcome.already) == (1, 0)
 
 
 def swap_first_two(table: pd.DataFrame) -> pd.DataFrame:
@@ -235,7 +239,7 @@ def test_packages_with_other_names_are_refused(run, tmp_path, name):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_packages_that_would_fill_the_memory_are_refused(run, tmp_path, monkeypatch):
+def test_packages_that_would_fill_the_memory_are_refused(run, tmp_path):
     package = tmp_path / "bomb.zip"
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in submission.LIMITS:
@@ -243,9 +247,24 @@ def test_packages_that_would_fill_the_memory_are_refused(run, tmp_path, monkeypa
     assert package.stat().st_size < 2**15
     with pytest.raises(InputError, match=r"run\.json is larger than 4 MiB"):
         submission.verify(package)
-    monkeypatch.setattr(submission, "MAX_TABLE_BYTES", 100)
-    with pytest.raises(InputError, match="bytes"):
+    long, zeros = np.zeros(10_000, "int64"), np.zeros(10_000, "float32")
+    rewrite(run, "rankings.parquet", lambda t: t.assign(items=[long] * len(t), scores=[zeros] * len(t)))
+    assert (run / "rankings.parquet").stat().st_size < 2**15  # 600,000 entries of each column
+    with pytest.raises(InputError, match=r"rankings\.parquet has 60 rows of 600,000 entries, expected 60 users"):
         submission.verify(run)
+
+
+@pytest.mark.parametrize("where", ["cost", "config"])
+def test_numbers_that_json_does_not_have_are_refused(run, where):
+    key = {"cost": "train_seconds", "config": "decay"}[where]
+    edit(run, lambda record: record[where].update({key: float("inf")}))
+    with pytest.raises(InputError, match=r"finite number|number that JSON does not have"):
+        submission.verify(run)
+
+
+def test_a_label_cannot_forge_a_verdict(run):
+    edit(run, lambda record: record.update(label="x\nVerified: \x1b[32mall"))
+    assert str(submission.verify(run)).startswith("Verified: x Verified: ?[32mall, seed 0")
 
 
 @pytest.mark.parametrize("damage", ["no zip", "cut", "twice", "flipped"])

@@ -211,6 +211,8 @@ def test_the_command(command, stored, tmp_path):
 def test_what_cannot_be_searched(stored, tmp_path):
     with pytest.raises(InputError, match="popularity has nothing to search"):
         search(tmp_path, suite=make_suite({"methods": ["popularity"], "datasets": ["tiny"]}))
+    with pytest.raises(InputError, match="Nothing to search"):
+        search(tmp_path, suite=make_suite({"methods": ["tallrec"], "datasets": ["tiny"]}))
     with pytest.raises(InputError, match=r"Unknown method 'item_kn'\. Did you mean: item_knn"):
         search(tmp_path, suite=make_suite({"methods": ["item_kn"], "datasets": ["tiny"]}))
 
