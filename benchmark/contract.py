@@ -128,7 +128,7 @@ class _JudgedCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, judge: _Judge):
         super().__init__(folder, every_s=0.0)
-        self._judge = judge
+        self._folder, self._judge = folder, judge
 
     def save(self, state: dict[str, Any]) -> None:
         super().save({"state": state, "asked": self._judge.asked})
@@ -140,6 +140,11 @@ class _JudgedCheckpoint(Checkpoint):
         self._judge.asked = saved["asked"]
         state: dict[str, Any] = saved["state"]
         return state
+
+    def beside(self, name: str) -> Checkpoint:
+        stage = _JudgedCheckpoint(self._folder / name, self._judge)
+        self._stages.append(stage)
+        return stage
 
 
 def _read_only(split: Split) -> TrainView:

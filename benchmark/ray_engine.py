@@ -49,7 +49,7 @@ QUIET = {  # Tune's own logs, files and network use, and Ray's guard of memory, 
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_memory_monitor_refresh_ms": "0",  # it would end the watcher; the kernel ends the cell, which is tried with less
+    "RAY_memory_monitor_refresh_ms": "0",  # it would end the watcher; the kernel ends the cell, which goes on with less
 }
 
 

@@ -302,10 +302,10 @@ def _row(
         best_mean, tied = standing[name]
         is_best = interval.mean >= best_mean - 1e-12
         target = printed.get(name)
-        # The papers leave seen items in the ranking.
+        # The papers leave seen items in the ranking, and let a language model write its answer.
+        same_protocol = not run.protocol.mask_seen and answers_by(run) is None
         beside = None if target is None else Published(
-            target.value, target.paper, target.table,
-            published.verdict(interval, target.value, same_protocol=not run.protocol.mask_seen),
+            target.value, target.paper, target.table, published.verdict(interval, target.value, same_protocol)
         )  # fmt: skip
         cells[name] = Cell(
             interval.mean, interval.low, interval.high, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
@@ -350,11 +350,24 @@ def _empty_rows(one: Group) -> list[Row]:
     ]  # fmt: skip
 
 
+def answers_by(run: Record) -> str | None:
+    """How a language model of the candidate protocol is made to name one; None where it writes freely, or is none."""
+    decode, normalise = run.config.get("decode"), run.config.get("normalise")
+    if decode == "loglik":
+        return f"the title of the highest likelihood, {'a mean over' if normalise else 'summed over'} its tokens"
+    return "one that it writes greedily among the candidates' titles" if decode == "trie" else None
+
+
 def _notes(one: Group, rows: Sequence[Row], keys: Sequence[Key]) -> list[str]:
     key = one.key
     notes = [
         f"{row.name}: seed {seed} is missing: {reason}" for row in rows for seed, reason in row.missing_seeds.items()
     ]
+    named: dict[str, list[str]] = defaultdict(list)
+    for entry in one.entries:
+        if (how := answers_by(entry.runs[0])) is not None:
+            named[how].append(entry.name)
+    notes += [f"{', '.join(sorted(names))}: the answer is {how}, so all are valid" for how, names in named.items()]
     contents = sorted({other.dataset_sha256 for other in keys if other.dataset == key.dataset})
     if len(contents) > 1:
         notes.append(

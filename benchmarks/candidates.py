@@ -120,13 +120,11 @@ def steps(method: RSLLM, train: Any, rows: int, positions: int) -> list[list[Any
     maker = ExampleMaker(train, [questions.title(item) for item in range(train.num_items)], config.max_history, 20)
     places = maker.places(1, 3, np.random.default_rng(0))[:rows]
     pool = method._pool(maker, style_of(config, 2), places, np.random.default_rng(0))
-    method.begin(2)
 
     def step(gamma: float, beta: float) -> Callable[[], None]:
         def work() -> None:
             batch = PooledBatch(lambda: [pool])
-            # without contrast nothing has to be computed together: one part, nothing twice
-            loss = AnswerLoss(method.model, positions=positions if gamma else 10**9, gamma=gamma, beta=beta)
+            loss = AnswerLoss(method.model, positions=positions, gamma=gamma, beta=beta)
             (loss(batch) / batch.learned).backward()  # type: ignore[no-untyped-call]
             method.model.zero_grad()
 

@@ -39,7 +39,8 @@ class Checkpoint:
     @property
     def elapsed_s(self) -> float:
         """Seconds of training so far, those of killed attempts up to their last checkpoint included."""
-        before = self._elapsed_before_s + sum(stage._elapsed_before_s for stage in self._stages)
+        # once training itself goes on, its own count has that of its stages in it
+        before = self._elapsed_before_s or sum(stage._elapsed_before_s for stage in self._stages)
         return before + time.monotonic() - self._started
 
     def load(self) -> dict[str, Any] | None:

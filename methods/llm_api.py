@@ -143,7 +143,7 @@ class LLMApi(Method):
         body: Body = {"model": config.model, "messages": [{"role": "user", "content": question.text()}]}
         if config.temperature is not None:
             body["temperature"] = config.temperature
-        if config.temperature != 0.0:
+        if config.temperature:
             body["seed"] = self.seed
         if config.max_tokens is not None:
             body["max_tokens"] = config.max_tokens

@@ -124,19 +124,8 @@ class RSLLM(CandidateLanguageModel):
     def tune(self, train: TrainView, context: Context) -> None:
         for stage in self.config.stages:
             self.stage = stage
-            self.begin(stage)
             self._learn(stage, train, context)
         self.stage = None
-
-    def begin(self, stage: int) -> None:
-        """Let the parts learn that take part in a stage: the projector and the item table in stage 2 alone."""
-        inputs = self.model.inputs
-        if inputs.projector is not None:
-            inputs.projector.requires_grad_(stage == 2)
-            if self.learns_table():
-                inputs.table.requires_grad_(stage == 2)
-        if inputs.identifiers is not None:
-            inputs.identifiers.requires_grad_(stage == 1)
 
     def loss(self) -> AnswerLoss:
         """L_N + gamma L_I + beta L_U, as far as they are switched on."""

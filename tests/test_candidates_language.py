@@ -156,12 +156,19 @@ def test_long_titles_are_cut_with_a_mark_and_long_histories_at_an_item():
         rows_of(made(ZeroShot, titles, max_prompt=40), TITLES, [[1]], np.array([[0, 4, 5, 6]]))
 
 
-def test_all_styles_show_the_same_items():
-    long = made(max_prompt=150)
-    plain = rows_of(long, TITLES, [[7, 8, 9, 3]] * 1, CANDIDATES[:1])[0][0]
-    assert long.writer.questions.marker_size == 2
-    assert len(rows_of(long, HYBRID, [[7, 8, 9, 3]], CANDIDATES[:1])[1][0].tokens) <= 150 + 1
-    assert plain.titles == [NAMES[item] for item in CANDIDATES[0]]
+def test_all_methods_and_styles_show_the_same_items():
+    """In a prompt too short for the whole history."""
+    shown = []
+    for method in (made(max_prompt=70), made(max_prompt=70, item={"item_id": False}), made(ZeroShot, max_prompt=70)):
+        for style in method.styles():
+            (question,), (row,) = rows_of(method, style, [[7, 8, 9, 3]], CANDIDATES[:1])
+            assert len(row.tokens) <= 70 + 1
+            shown.append(
+                [piece.item for piece in question.pieces if not isinstance(piece, str) and not piece.candidate]
+            )
+    assert len(shown) == 5
+    assert all(items == shown[0] for items in shown)
+    assert 0 < len(shown[0]) < 4
 
 
 def test_vectors_stand_where_they_belong(hybrid):

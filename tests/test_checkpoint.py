@@ -61,6 +61,22 @@ def test_elapsed_time_counts_all_attempts(tmp_path, monkeypatch):
     assert second.elapsed_s == pytest.approx(10.0)
 
 
+def test_seconds_of_a_stage_count_once(tmp_path, monkeypatch):
+    """A stage of 5 seconds, then training that is killed twice after 2."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for attempt in range(3):
+        training = Checkpoint(tmp_path)
+        stage = training.beside("stage")
+        if stage.load() is None:
+            now[0] += 5.0
+            stage.save({})
+        training.load()
+        now[0] += 2.0
+        assert training.elapsed_s == pytest.approx(5.0 + 2.0 * (attempt + 1))
+        training.save({})
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -43,10 +43,12 @@ SMALL_ANSWERS = {
     "epochs": 3,
     "batch": 16,
     "examples": 1,
-    "max_answer": 8,
+    "decode": "loglik",  # what so small a model writes names no candidate, and tells nothing apart
 }
 TINY = {
-    "llm_zero_shot": {name: value for name, value in SMALL_ANSWERS.items() if name in ("layers", "width", "heads")},
+    "llm_zero_shot": {
+        name: value for name, value in SMALL_ANSWERS.items() if name in ("layers", "width", "heads", "decode")
+    },
     "tallrec": SMALL_ANSWERS,
     "llara": {**SMALL_ANSWERS, "encoder": "svd", "encoder_dim": 8},
     "rsllm": {**SMALL_ANSWERS, "encoder": "svd", "encoder_dim": 8, "stage1": {"epochs": 2}},

@@ -202,6 +202,19 @@ def test_seen_items_removed_is_another_protocol_than_the_papers(tmp_path):
     assert rows(tmp_path)["eager"]["published"]["recall@10"]["verdict"] == "different protocol"
 
 
+def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
+    """Valid by construction: no printed ValidRatio is reproduced by them."""
+    named = {"method": "tallrec", "published_as": "TALLRec", "protocol": CAND20}
+    named["dataset"] = {**BEAUTY, "name": "ml-100k"}
+    add(tmp_path, "likeliest", 0, [1, 2, 3, 1], config={"decode": "loglik", "normalise": False}, **named)
+    add(tmp_path, "written", 0, [1, 2, 0, 1], config={"decode": "free"}, **named)
+    verdicts = {name: row["published"]["validratio"]["verdict"] for name, row in rows(tmp_path).items()}
+    assert verdicts == {"likeliest": "different protocol", "written": "reproduced"}  # four users say little
+    told = standings.render(tmp_path, "md")
+    assert "likeliest: the answer is the title of the highest likelihood, summed over its tokens" in told
+    assert "written: the answer" not in told
+
+
 def test_candidate_ratio_is_correct_answers_over_valid_answers(tmp_path):
     """Seeds: 2 right 1 wrong 1 invalid, then 1 right 3 invalid: 3 right of 4 valid, though the users' means differ."""
     add(tmp_path, "m", 0, [1, 1, 2, 0], protocol=CAND20)

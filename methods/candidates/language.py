@@ -13,17 +13,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.datasets.splits import normalised_title
-from genrec_bench.methods.base import Choice, Context, Method
+from genrec_bench.methods.base import Choice, Context, Method, Resources, Scale
 from genrec_bench.methods.candidates import inference
 from genrec_bench.methods.candidates.inputs import ItemInputs, PromptedModel
 from genrec_bench.methods.candidates.parsing import RULES
@@ -65,6 +65,9 @@ class AnsweringConfig(CandidatesConfig):
     feedforward: PositiveInt = 512
     tied: bool = True
 
+    def less_memory(self) -> Self:
+        return self.model_copy(update={"decode_tokens": -(-self.decode_tokens // 2)})
+
 
 class TunedConfig(AnsweringConfig, TrainingConfig):
     """How the model is taught.
@@ -81,6 +84,16 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
     candidates: PositiveInt = 20  # in a training question
     vary: bool = True  # the template is drawn for each training question; the test asks by ``template``
 
+    @model_validator(mode="after")
+    def _memory_has_one_bound(self) -> Self:
+        if self.micro_batches != 1:
+            raise ValueError("micro_batches is not used here: batch_tokens and rows_at_a_time bound what is computed")
+        return self
+
+    def less_memory(self) -> Self:
+        halves = ("decode_tokens", "batch_tokens", "rows_at_a_time")
+        return self.model_copy(update={name: -(-getattr(self, name) // 2) for name in halves})
+
 
 class CandidateLanguageModel(Method):
     """Asks a causal language model which of the candidates comes next. Subclasses say how it is taught, if at all."""
@@ -89,6 +102,10 @@ class CandidateLanguageModel(Method):
     style: Style = TITLES  # of the prompts at test, or of the stage that is being validated
     model: PromptedModel
     tuned = False  # whether `fit` changes the model
+
+    @classmethod
+    def resources(cls, config: Any, scale: Scale) -> Resources:
+        return Resources(gpus=0.25 if scale == "tiny" else 1.0)
 
     def fit(self, train: TrainView, context: Context) -> None:
         self.known: dict[bytes, str] | None = None  # answers are kept once the model changes no more
@@ -136,6 +153,10 @@ class CandidateLanguageModel(Method):
             changes = {f"match {match}": {"match": match} for match in RULES if match != config.match}
         for decode in config.beside:
             changes[decode] = {"decode": decode}
+        if "free" in config.beside:
+            for match in RULES:
+                if match != config.match:
+                    changes[f"free, match {match}"] = {"decode": "free", "match": match}
         if "loglik" in (config.decode, *config.beside):
             name = "loglik summed" if config.normalise else "loglik mean"
             changes[name] = {"decode": "loglik", "normalise": not config.normalise}
@@ -299,16 +320,13 @@ class CandidateLanguageModel(Method):
         return [*shown * 2, *[NO_HISTORY, digits(0), *wordings] * 100]
 
     def _marker_size(self, tokenizer: Any, count: int) -> int:
-        """Most tokens that follow a title in any of the styles: every style then shows the same items."""
-        sizes = [0]
-        for style in self.styles():
-            own = (
-                len(tokenizer(digits(count), add_special_tokens=False)["input_ids"])
-                if style.identity == "digits"
-                else 1
-            )
-            sizes.append(style.marker + (own if style.identity != "none" else 0))
-        return max(sizes)
+        """Tokens kept free behind a title for a marker and an identity, also where none follow.
+
+        So all methods and styles show the same items, but where numbers are spelled out.
+        """
+        if any(style.identity == "digits" for style in self.styles()):
+            return 1 + len(tokenizer(digits(count), add_special_tokens=False)["input_ids"])
+        return 2
 
     def _check_room(self) -> None:
         config = self.config

@@ -116,7 +116,8 @@ class AnswerLoss:
         beta: float = 0.0,
         temperature: float = 0.5,
     ):
-        self.model, self.positions = model, positions
+        self.model = model
+        self.positions = positions if gamma or beta else 10**9
         self.gamma, self.beta, self.temperature = gamma, beta, temperature
         self.pool = pool if gamma or beta else 0
 
@@ -172,7 +173,7 @@ class AnswerLoss:
 
 
 def pooled(hidden: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of ``hidden`` (B, P, h) over ``chosen`` (B, P) bool, (B, h) float32; zero where none is chosen."""
+    """Mean of ``hidden`` (B, P, h) over ``chosen`` (B, P) bool, (B, h), in bf16 under autocast; zero where none is."""
     share = chosen / chosen.sum(1, keepdim=True).clamp_min(1)
     return torch.einsum("bp,bph->bh", share, hidden.float())
 
