@@ -4,35 +4,33 @@
 
 Records are those of the local engine, in the same place. The results folder decides what is missing, so the same
 command goes on after any fault; Ray's own experiment state is not used. A trial is a small process that watches the
-cell's own one (`genrec_bench.benchmark.attempt`); several processes that train one cell are Ray Train's. A worker that
-dies with its machine is started again elsewhere. What a worker imports here is without torch: it only watches.
+cell's own one (`genrec_bench.benchmark.ray_worker`); several processes that train one cell are Ray Train's. A worker
+that dies with its machine is started again elsewhere.
 """
 
 import logging
 import os
-import pickle
-import platform
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import train, tune
-from ray.exceptions import RayError, RayTaskError
+from ray import tune
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genrec_bench.benchmark import desk as desks
-from genrec_bench.benchmark.attempt import CRASHES, Attempt, HomeFault, Job, News, Options, Worker, choose_home, job_of
+from genrec_bench.benchmark.attempt import Job, Options, job_of
 from genrec_bench.benchmark.desk import Desk
-from genrec_bench.benchmark.process import CellProcess, Work
-from genrec_bench.benchmark.suite import Cell, smaller
+from genrec_bench.benchmark.ray_worker import CellTrial
+from genrec_bench.benchmark.suite import Cell
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError, unknown
-from genrec_bench.methods import distributed, registry
+from genrec_bench.methods import registry
 from genrec_bench.methods.base import Resources
 
 if TYPE_CHECKING:
@@ -40,11 +38,11 @@ if TYPE_CHECKING:
     from genrec_bench.benchmark.runner import Grid, Outcome
 
 RETRIES = 20  # of a trial whose worker or machine was lost: no fault of the cell's
-STEP_S = 2.0  # between two words of a trial
 WATCHER = {"memory": float(2**20)}  # of a trial whose processes have resources of their own: a trial must ask for some
 QUIET = {  # Tune's own logs, files and network use, and Ray's guard of memory, none of which is wanted
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints a box, whatever the verbosity
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -195,7 +193,7 @@ def too_large(needs: Resources) -> str | None:
 
 
 def run_trials(
-    trainable: type["CellTrial"],
+    trainable: type[CellTrial],
     asked: Sequence[tuple[Job, Resources]],
     watch: "_Watch",
     desk: Any,
@@ -237,162 +235,6 @@ def run_trials(
         tuner.fit()
         watch.raise_what_stopped_it()
         left = {number: left[number] for number in watch.given_up()}
-
-
-class _Proxy:
-    """The desk, asked as if it were here."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*arguments: Any) -> Any:
-            try:
-                return ray.get(getattr(self._handle, name).remote(*arguments))
-            except RayTaskError as error:
-                if isinstance(error.cause, InputError):
-                    raise HomeFault(str(error.cause)) from None
-                if isinstance(error.cause, OSError):
-                    raise HomeFault(f"Cannot write where the command runs: {error.cause}") from None
-                raise
-
-        return ask
-
-
-class CellTrial(tune.Trainable):
-    """Watches one cell after another. Its result says what happened in the last seconds."""
-
-    def setup(  # type: ignore[override]
-        self,
-        config: dict[str, Any],
-        jobs: dict[int, Job],
-        bundles: dict[int, dict[str, float]],
-        desk: Any,
-        options: Options,
-        installed: dict[str, str],
-    ) -> None:
-        self.jobs, self.bundles, self.handle, self.options = jobs, bundles, desk, options
-        self.desk: Any = _Proxy(desk)
-        self.shared = choose_home(*self.desk.hello())
-        plugins = [name.removeprefix("plugin ") for name in installed if name.startswith("plugin ")]
-        # again: machines may have joined since the command looked at all
-        self.refused = desks.disagreements(installed, desks.installed(plugins))
-        self.attempt: Attempt | None = None
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
-        self.number = new_config["job"]["number"]
-        self.attempt = self.begin(self.jobs[self.number])
-        return True
-
-    def begin(self, job: Job) -> Attempt:
-        return Attempt(job, self.desk, self.options, self.shared, self._start)
-
-    def step(self) -> dict[str, Any]:
-        assert self.attempt is not None
-        if self.refused:
-            news = News(done=True, fault=f"Ray's machine {platform.node()} is refused: {self.refused}")
-        else:
-            news = self.attempt.step(STEP_S)
-        return {"number": self.number, "done": news.done, "news": news}
-
-    def cleanup(self) -> None:
-        if self.attempt is not None:
-            self.attempt.end()
-            self.attempt = None
-
-    # Tune saves a trial that it pauses or ends; a cell's own checkpoints and record are elsewhere.
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        pass
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        pass
-
-    def _start(self, work: Work, job: Job) -> Worker:
-        if job.processes == 1:
-            return CellProcess(work, import_main=False)
-        return _Together(work, job, self.bundles[job.number], self.handle)
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([config["job"]["bundle"]])
-
-
-class _Together:
-    """Several processes that train one cell."""
-
-    signal: int | None = None
-
-    def __init__(self, work: Work, job: Job, bundle: dict[str, float], desk: Any) -> None:
-        fit = ray.remote(num_cpus=0, max_retries=0)(_fit_together)
-        self._reference = fit.remote(work, job, bundle, desk)
-
-    def news(self, timeout: float = 0.0) -> tuple[str, Any] | None:
-        ready, _ = ray.wait([self._reference], timeout=timeout)
-        if not ready:
-            return None
-        try:
-            kind, content = ray.get(self._reference)
-        except RayError as error:
-            return "dead", f"its processes ended: {str(error).strip().splitlines()[-1][:300]}"
-        return kind, content
-
-    def answer(self, value: Any) -> None:
-        raise AssertionError("processes that train together ask for nothing")
-
-    def end(self) -> None:
-        ray.cancel(self._reference, force=True)
-
-
-def _fit_together(work: Work, job: Job, bundle: dict[str, float], desk: Any) -> tuple[str, Any]:
-    """Train one cell in ``job.processes`` processes, which the first one's record ends."""
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    folder = Path(work.environment["GENREC_BENCH_HOME"]) / "ray" / "together"
-    trainer = TorchTrainer(
-        cast(Any, _one_of_them),  # Ray hands back what it returns; its types say that it returns nothing
-        train_loop_config={"work": work, "job": job, "desk": desk},
-        torch_config=TorchConfig(backend=None if job.gpus else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=job.processes, use_gpu=job.gpus > 0, resources_per_worker=bundle, placement_strategy="PACK"
-        ),
-        run_config=train.RunConfig(
-            name=job.run_id,
-            storage_path=str(folder),
-            failure_config=train.FailureConfig(max_failures=CRASHES),
-        ),
-    )
-    try:
-        told: tuple[str, Any] | None = cast(Any, trainer.fit()).return_value  # the first process's
-    finally:
-        shutil.rmtree(folder / job.run_id, ignore_errors=True)
-    return told or ("dead", "its processes said nothing")
-
-
-def _one_of_them(config: dict[str, Any]) -> tuple[str, str | None]:
-    """What each process does, and how it ended; all of them must see one home (see docs/multi_gpu.md)."""
-    from genrec_bench.benchmark.execute import MethodFault, execute
-
-    work, job, desk = config["work"], config["job"], _Proxy(config["desk"])
-    choose_home(*desk.hello())
-    kind, reason = "done", None
-    with distributed.joined():
-        cell = pickle.loads(work.cell)
-        cell = (smaller(cell) or cell) if work.less_memory else cell
-        try:
-            execute(cell, work.results, lambda event: None, work.threads, work.keep_model)
-        except MethodFault as error:
-            kind, reason = "failed", str(error)
-        except MemoryError:
-            kind, reason = "memory", "out of memory"
-        reason = distributed.agreed(reason)
-        kind = "done" if reason is None else kind if kind != "done" else "failed"
-    if distributed.rank() == 0 and kind == "done":
-        identity = job.smaller_run_id if work.less_memory else job.run_id
-        desk.deliver(job.dataset, job.method, identity, desks.read_tree(work.results))
-        shutil.rmtree(work.results, ignore_errors=True)
-    return kind, reason
 
 
 class _Watch(tune.Callback):

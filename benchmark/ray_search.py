@@ -18,7 +18,8 @@ from genrec_bench.benchmark import tuning
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.ray_engine import CellTrial, Stopper, bundle_of, connected, needs_of, open_desk, too_large
+from genrec_bench.benchmark.ray_engine import Stopper, bundle_of, connected, needs_of, open_desk, too_large
+from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.benchmark.tuning import FIRST_RUNG, KEPT, Study
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store

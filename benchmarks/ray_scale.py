@@ -22,7 +22,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from genrec_bench.benchmark.attempt import Attempt, Job, News, Options
-from genrec_bench.benchmark.ray_engine import QUIET, CellTrial, _Watch, open_desk, run_trials
+from genrec_bench.benchmark.ray_engine import QUIET, _Watch, open_desk, run_trials
+from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.methods.base import Resources
 
 

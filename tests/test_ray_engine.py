@@ -49,9 +49,10 @@ def contents(results: Path) -> dict[str, object]:
     return found
 
 
-def test_the_records_are_those_of_the_local_engine(stored, tmp_path, home):
+def test_the_records_are_those_of_the_local_engine(stored, tmp_path, home, capsys):
     grid = {"methods": ["popularity", SASREC], "protocols": ["full", "cand20"], "seeds": [0, 1]}
     on_ray = run(tmp_path / "ray", **grid, keep_models=True)
+    assert capsys.readouterr().out == ""  # where tables go
     local = run_locally(tmp_path / "local", **grid)
     assert (on_ray.done, on_ray.already, on_ray.failed) == (8, 0, {})
     assert on_ray.run_ids == local.run_ids
@@ -203,10 +204,38 @@ def test_results_that_cannot_be_written(stored, tmp_path):
         run(tmp_path / "file" / "results", ["popularity"])
 
 
-def test_only_two_files_know_ray():
+def test_processes_that_there_is_no_room_for(stored, tmp_path):
+    tiger = {"method": "tiger", "config": {"epochs": 1}}
+    outcome = run(tmp_path, ["popularity", tiger], resources={"tiger": {"processes": 4}})
+    assert outcome.done == 1
+    (reason,) = outcome.failed.values()
+    assert reason == "there is room for 2 of its 4 processes, each of which asks for CPU 1"
+
+
+def test_a_cell_that_tune_gives_up_at_once_is_tried_again(stored, tmp_path, monkeypatch):
+    """As where a worker dies between two cells: Tune's own retries are passed over."""
+    original = ray_engine._Watch.on_trial_result
+    lost = []
+
+    def result_of_a_lost_worker(self, iteration, trials, trial, result, **info):
+        if result["number"] == 0 and result["done"] and len(lost) < 2:
+            lost.append(trial.trial_id)
+            trial.run_metadata.num_failures += 1
+            self.on_trial_error(iteration, trials, trial)
+        else:
+            original(self, iteration, trials, trial, result, **info)
+
+    monkeypatch.setattr(ray_engine._Watch, "on_trial_result", result_of_a_lost_worker)
+    outcome = run(tmp_path, ["popularity", "markov"])
+    assert len(set(lost)) == 2  # trials of two experiments
+    assert outcome.failed == {}
+    assert len(records.read_all(tmp_path)[0]) == 2
+
+
+def test_only_three_files_know_ray():
     sources = [path for room in ("benchmark", "methods", "datasets") for path in (ROOT / room).rglob("*.py")]
     found = {path.name for path in sources if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.MULTILINE)}
-    assert found == {"ray_engine.py", "ray_search.py"}
+    assert found == {"ray_engine.py", "ray_search.py", "ray_worker.py"}
 
 
 def test_a_search_on_ray(stored, tmp_path):
