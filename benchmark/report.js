@@ -99,7 +99,7 @@
   const distinct = (runs, column) => [...new Set(runs.map((run) => text(run[column])))].join("; ");
   const facts = (pairs) => make("dl", "", ...pairs.filter(([, fact]) => fact).flatMap(([name, fact]) => [make("dt", name), make("dd", fact)]));
   const scrolled = (node) => { const box = make("div", "", node); box.style.overflowX = "auto"; return box; };
-  const show = (table, [name, method, family, version, plugin, settings, users, metrics, runs], asked) => {
+  const show = (table, [name, method, family, version, plugin, settings, users, metrics, runs, search], asked) => {
     const title = make("h2", name, make("small", `${table.dataset} · ${table.protocol} · tier ${table.tier} · ${users.toLocaleString("en")} users`));
     title.id = "d-title";
     const numbers = grid(["metric", "mean", "95% interval", "sd over seeds", "", "paper", "verdict"], metrics.map(
@@ -112,6 +112,7 @@
       ["records", `${table.dataset}/${text(method)}/${runs.length > 1 ? "RUN" : runs[0][0]}/run.json`],
       ["commit", distinct(runs, 6)], ["hardware", distinct(runs, 7)], ["system", distinct(runs, 8)], ["versions", distinct(runs, 9)],
       ["method", `${text(method)}, version ${version}, family ${text(family)}`], ["plugin sha256", text(plugin)],
+      ["search", text(search)],
       ["data sha256", table.sha256], ["protocol hash", table.hash]]),
       make("h3", text(settings) ? "Settings that differ from the defaults" : "Settings: the defaults"));
     if (text(settings)) document.getElementById("d").append(make("pre", JSON.stringify(JSON.parse(text(settings)), null, 1)));

@@ -182,14 +182,14 @@ def _provenance(board: Leaderboard, runs: Mapping[str, Record]) -> dict[str, Any
 
 
 def _row(row: Row, runs: Mapping[str, Record], shared: _Shared) -> Sequence[Any]:
-    """Name, method, family, version, plugin, settings, users, metrics, runs."""
+    """Name, method, family, version, plugin, settings, users, metrics, runs, search."""
     found = [runs[run] for run in row.runs]
     overrides = json.dumps(dict(row.overrides), sort_keys=True, ensure_ascii=False) if row.overrides else ""
     return [
         tables.clean(row.name), shared(row.method), shared(row.family), found[0].method_version if found else 0,
         shared((found[0].plugin_sha256 if found else None) or ""), shared(overrides), row.users,
         [[shared(tables.metric_title(name)), *_cell(cell, shared)] for name, cell in row.metrics.items()],
-        [_run(one, shared) for one in found],
+        [_run(one, shared) for one in found], shared("" if row.tuning is None else str(row.tuning)),
     ]  # fmt: skip
 
 

@@ -159,11 +159,7 @@ def _searched(table: Table, records_of: Mapping[str, Record], searches: Sequence
                 search.study, len(search.trials), search.budget_trials, search.budget_seconds, search.spent_seconds,
                 search.best_value, search.engine,
             )  # fmt: skip
-            budget = "" if search.budget_seconds is None else f" of at most {search.budget_seconds:.0f}"
-            notes.append(
-                f"{row.name}: settings searched on validation, {len(search.trials)} of {search.budget_trials} trials, "
-                f"{search.spent_seconds:.0f}{budget} s (tuning-{search.study}.json)"
-            )
+            notes.append(f"{row.name}: {effort}")
             row = replace(row, tuning=effort)
         rows.append(row)
     return replace(table, rows=tuple(rows), notes=tuple(notes))

@@ -118,6 +118,13 @@ class Effort:
     best_value: float | None
     engine: str
 
+    def __str__(self) -> str:
+        budget = "" if self.budget_seconds is None else f" of at most {self.budget_seconds:.0f}"
+        return (
+            f"settings searched on validation, {self.trials} of {self.budget_trials} trials, "
+            f"{self.spent_seconds:.0f}{budget} s (tuning-{self.study}.json)"
+        )
+
 
 class State(NamedTuple):
     """A state of a row's weights (an adapter on, off): means over seeds of what it was measured on."""

@@ -85,6 +85,10 @@ def test_what_is_left_behind(stored, tmp_path, home):
     (behind_it,) = read_all(tmp_path)
     assert behind([behind_it], record) == behind_it
     assert behind([behind_it], record.model_copy(update={"config": {}})) is None
+    spent = f"{content['spent_seconds']:.0f} s (tuning-{study.identity}.json)"
+    effort = f"settings searched on validation, 4 of 4 trials, {spent}"
+    assert effort in render(tmp_path, "md")
+    assert render(tmp_path, "html").count(effort) == 2  # under the table, and where a number's origin is shown
     (row,) = json.loads(render(tmp_path, "json"))
     assert row["tuning"] == {
         "study": study.identity, "trials": 4, "budget_trials": 4, "budget_seconds": None,
