@@ -50,7 +50,9 @@ def quickstart(
 @app.command()
 def run(
     suite: Annotated[Path | None, typer.Argument(help="Suite file (YAML).", show_default=False)] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="Method; may be repeated.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Method, or label of a suite's row; may be repeated.")
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option("--dataset", help="Data set; may be repeated.")] = None,
     protocol: Annotated[list[str] | None, typer.Option("--protocol", help="full or cand20; may be repeated.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2.")] = None,
@@ -80,9 +82,9 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of METHODS x DATASETS x SEEDS, and print the tables."""
-    from genrec_bench.benchmark.suite import make_suite, parse_settings, read_suite
+    from genrec_bench.benchmark.suite import make_suite, parse_settings, read_suite, rows
 
-    given = {
+    given: dict[str, Any] = {
         "methods": method,
         "datasets": dataset,
         "protocols": protocol,
@@ -96,7 +98,10 @@ def run(
     }
     given = {key: value for key, value in given.items() if value is not None}
     if suite is not None:
-        chosen = make_suite({**read_suite(suite).model_dump(), **given})
+        whole = read_suite(suite)
+        if method:
+            given["methods"] = [row.model_dump() for row in rows(whole, method)]
+        chosen = make_suite({**whole.model_dump(), **given})
     elif method and dataset:
         chosen = make_suite(given)
     else:

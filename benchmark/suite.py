@@ -9,6 +9,7 @@ tiers: {base: {lc_rec: {lora: {r: 16}}}}       # what another tier's language mo
 keep_models: true                              # for `genrec-bench recommend`
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -142,6 +143,15 @@ def make_suite(values: dict[str, Any], where: str = "") -> Suite:
             fields = MethodEntry.model_fields if len(first["loc"]) > 1 else Suite.model_fields
             raise InputError(f"{where}{unknown('key', str(first['loc'][-1]), fields)}") from None
         raise InputError(f"{where}{key}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def rows(suite: Suite, names: Sequence[str]) -> list[MethodEntry]:
+    """The suite's rows of these labels or methods, each once; a method that has none stands with its own settings."""
+    found = []
+    for name in names:
+        own = [one for one in suite.methods if name in (one.label, one.method)]
+        found += [one for one in own or [MethodEntry(method=name)] if one not in found]
+    return found
 
 
 def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> list[Cell]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from genrec_bench.benchmark import records
 from genrec_bench.benchmark.execute import run_id
-from genrec_bench.benchmark.suite import cells, make_suite, parse_settings, read_suite, seconds
+from genrec_bench.benchmark.suite import cells, make_suite, parse_settings, read_suite, rows, seconds
 from genrec_bench.datasets import catalogue
 from genrec_bench.datasets.errors import InputError
 
@@ -101,6 +102,22 @@ def test_incidental_settings_make_no_other_run(tmp_path):
     assert ids[0] == ids[1] != ids[2]
     with pytest.raises(InputError, match="'a' and 'b' are the same run"):
         grid(text.format(", ".join(rows)), tmp_path)
+
+
+def test_some_rows_of_a_suite(tmp_path, command, stored):
+    """By label or method, with their own config; a method that is no row stands with its own settings."""
+    text = (
+        "methods: [popularity, {method: item_knn, label: fast, config: {decay: 0.9}}, {method: item_knn, label: slow}]"
+    )
+    path = written(tmp_path, f"{text}\ndatasets: [tiny]\n")
+    suite = read_suite(path)
+    assert [row.label for row in rows(suite, ["slow", "item_knn"])] == ["slow", "fast"]
+    assert [(row.method, row.label) for row in rows(suite, ["markov"])] == [("markov", None)]
+    code, said, _ = command("run", path, "--method=fast", "--method=markov", "--results", tmp_path, "--quiet")
+    assert code == 0
+    assert [name for name in ("fast", "slow", "markov", "popularity") if f"\n{name} " in said] == ["fast", "markov"]
+    (record,) = [one for one in records.read_all(tmp_path)[0] if one.label == "fast"]
+    assert record.overrides == {"decay": 0.9}
 
 
 def test_eager_llms_suites_train_alike():
