@@ -64,7 +64,7 @@ def search_on_ray(
             tune_config=tune.TuneConfig(
                 metric=VALUE,
                 mode="max",
-                search_alg=_proposer(study),
+                search_alg=_Proposer(study),
                 scheduler=ASHAScheduler(
                     time_attr=TIME,
                     grace_period=FIRST_RUNG,
@@ -89,24 +89,34 @@ def search_on_ray(
         watch.close()
 
 
-def _proposer(study: Study) -> OptunaSearch:
-    """OptunaSearch that knows the trials of before, or begins with the method's own settings."""
-    space = tuning.distributions(study)
-    # of a trial that fell behind, what it had reached: it was no better than that
-    known = [(trial, max(trial.curve)) for trial in study.finished if trial.value is None and trial.curve]
-    known += [(trial, trial.value) for trial in study.finished if trial.value is not None]
-    if not known:
-        return OptunaSearch(
-            space, metric=VALUE, mode="max", seed=study.seed, points_to_evaluate=[study.defaults]
-        )  # fmt: skip
-    return OptunaSearch(
-        space,
-        metric=VALUE,
-        mode="max",
-        seed=study.seed + len(study.finished),  # not the proposals of before
-        points_to_evaluate=[trial.values for trial, _ in known],
-        evaluated_rewards=[value for _, value in known],
-    )
+class _Proposer(OptunaSearch):
+    """OptunaSearch that knows the trials of before, or begins with the method's own settings, and repeats none."""
+
+    def __init__(self, study: Study) -> None:
+        # of a trial that fell behind, what it had reached: it was no better than that
+        reached = [(trial, max(trial.curve)) for trial in study.finished if trial.value is None and trial.curve]
+        known = reached + [(trial, trial.value) for trial in study.finished if trial.value is not None]
+        super().__init__(
+            tuning.distributions(study),
+            metric=VALUE,
+            mode="max",
+            seed=study.seed + len(study.finished),  # not the proposals of before
+            points_to_evaluate=[trial.values for trial, _ in known] or [study.defaults],
+            evaluated_rewards=[value for _, value in known] or None,
+        )
+        self._proposed = [trial.values for trial in study.finished]
+
+    def suggest(self, trial_id: str) -> Any:
+        from optuna.trial import TrialState
+
+        study: Any = self._ot_study
+        for _ in range(50):
+            values: Any = super().suggest(trial_id)
+            if values not in self._proposed:
+                self._proposed.append(values)
+                return values
+            study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+        return self.FINISHED
 
 
 class SearchTrial(CellTrial):

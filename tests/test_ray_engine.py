@@ -254,3 +254,13 @@ def test_a_search_on_ray(stored, tmp_path):
     assert {trial["state"] for trial in record["trials"]} == {"done"}
     assert record["best_value"] == max(trial["value"] for trial in record["trials"])
     assert cells(suite)[0].config.model_dump(mode="json").keys() == record["config"].keys()
+
+
+def test_a_search_on_ray_tries_no_settings_twice(stored, tmp_path):
+    from genrec_bench.benchmark import tuning
+
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    fixed = {"item_knn": {"shrink": 10.0, "decay": 0.5}}
+    (study,) = tuning.tune(suite, fixed, tmp_path, Progress(quiet=True), 20, 120.0, jobs=2, on_ray={})
+    (choices,) = study.space.values()
+    assert sorted(trial.values["neighbours"] for trial in study.finished) == sorted(choices)
