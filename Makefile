@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint tables clean
 
 quickstart: .venv/core
 	$(BIN)/genrec-bench quickstart
@@ -16,6 +16,14 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# after new records: everything that is made from them
+tables: .venv/dev
+	$(BIN)/genrec-bench leaderboard --format md --output results/LEADERBOARD.md
+	$(BIN)/genrec-bench leaderboard --format csv --output results/leaderboard.csv
+	$(BIN)/genrec-bench leaderboard --format json --output results/leaderboard.json
+	$(BIN)/genrec-bench leaderboard --format latex --output results/leaderboard.tex
+	$(BIN)/python benchmarks/docs_tables.py
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

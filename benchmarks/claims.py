@@ -74,28 +74,23 @@ CLAIMS = {"eager_llm": EAGER_LLM, "agrec": AGREC, "rsllm": RSLLM}
 JUDGED = {"full": ("ndcg@10", "NDCG@10"), "cand20": ("hitratio@1", "HitRatio@1")}  # metric, and how it is written
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=CLAIMS)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--keep-seen", action="store_true", help="the records that keep seen items")
-    parser.add_argument("--scale", default="tiny")
-    arguments = parser.parse_args()
-    protocol = "cand20" if arguments.method == "rsllm" else "full"
+def judge(
+    method: str, results: Path, dataset: str = "ml-100k", keep_seen: bool = False, scale: str = "tiny"
+) -> tuple[str, list[str]]:
+    """The claims about ``method`` as a Markdown table, and those that no records can judge."""
+    protocol = "cand20" if method == "rsllm" else "full"
     metric, spelt = JUDGED[protocol]
-    found, _, load_ranks = standings.load(arguments.results)
+    found, _, load_ranks = standings.load(results)
     wanted = [
         record
         for record in found
-        if record.dataset.name == arguments.dataset
-        and record.tier == arguments.scale
+        if record.dataset.name == dataset
+        and record.tier == scale
         and record.protocol.name == protocol
-        and (protocol == "cand20" or record.protocol.mask_seen != arguments.keep_seen)
+        and (protocol == "cand20" or record.protocol.mask_seen != keep_seen)
     ]
     judged, absent = [], []
-    for claim, a, b in CLAIMS[arguments.method]:
+    for claim, a, b in CLAIMS[method]:
         try:
             (row,) = (row for row in compare(wanted, a, b, load_ranks) if row.metric == metric)
         except InputError:
@@ -112,7 +107,24 @@ def main() -> None:
         shown = "<.0001" if p < 1e-4 else f"{p:.4f}"
         rows.append([claim, *(f"{mean:.4f}" for mean in row.means), spread, shown, verdict])
     heads = ["claim", "a", "b", f"a - b, {spelt}", "p (Holm)", ""]
-    print(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True))
+    return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True), absent
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("method", choices=CLAIMS)
+    made.add_argument("--results", type=Path, default=Path("results"))
+    made.add_argument("--dataset", default="ml-100k")
+    made.add_argument("--keep-seen", action="store_true", help="the records that keep seen items")
+    made.add_argument("--scale", default="tiny")
+    return made
+
+
+def main() -> None:
+    """Print the table."""
+    table, absent = judge(**vars(parser().parse_args()))
+    print(table)
     if absent:
         print(f"no records for: {'; '.join(absent)}")
 

@@ -37,6 +37,20 @@ def test_tables_are_rebuilt_byte_for_byte(name: str):
     assert (RESULTS / name).read_bytes() == (rendered + "\n").encode()
 
 
+def test_rows_in_the_docs_are_those_of_the_records(monkeypatch):
+    """Not the claims: those take a minute. `benchmarks/docs_tables.py --check` compares both."""
+    monkeypatch.syspath_prepend(str(RESULTS.parent / "benchmarks"))
+    import docs_tables
+
+    board, _ = standings.read(RESULTS)
+    marked = 0
+    for path in sorted((RESULTS.parent / "docs").rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        assert docs_tables.rewritten(text, board, RESULTS, with_claims=False) == text, path
+        marked += text.count("<!-- rows ")
+    assert marked > 3
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: "/".join(path.parts[-3:]))
 def test_metrics_follow_from_the_ranks(run: Path):
     record = records.read(run)
