@@ -23,7 +23,7 @@ from genrec_bench.benchmark import ray_engine  # noqa: E402
 
 
 class Nodes:
-    """The command's machine, which computes nothing, and others with two CPUs and homes of their own."""
+    """The command's machine, which computes nothing, and others with homes of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,9 +31,9 @@ class Nodes:
         self.homes: list[Path] = []
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
-    def add(self) -> Any:
+    def add(self, cpus: int = 2) -> Any:
         self.homes.append(self.folder / f"node{len(self.homes)}")
-        return self.cluster.add_node(num_cpus=2, env_vars={"GENREC_BENCH_HOME": str(self.homes[-1])})
+        return self.cluster.add_node(num_cpus=cpus, env_vars={"GENREC_BENCH_HOME": str(self.homes[-1])})
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 SHARES = """
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,7 @@ class Shares(Popularity):
         def build(folder):
             with open(FOLDER + "/built", "a") as file:
                 print(folder, file=file)
+            time.sleep(2)  # the other machine comes, and waits
             np.save(folder / "counts.npy", train.item_counts())
 
         folder = context.artefacts.get("counts", {"items": train.num_items}, build)
@@ -79,16 +81,18 @@ class Shares(Popularity):
 
 
 def test_records_and_artefacts_come_home(nodes, stored, tmp_path, home):
-    nodes.add()
+    nodes.add(cpus=1)
+    nodes.add(cpus=1)
     (tmp_path / "shares.py").write_text(SHARES.replace("FOLDER", repr(str(tmp_path))))
     methods = [{"method": "shares", "label": f"power {power}", "config": {"power": power}} for power in (1.0, 0.5, 2.0)]
     grid = {"plugins": [str(tmp_path / "shares.py")], "protocols": ["full", "cand20"]}
     results = tmp_path / "results"
     outcome = ray_engine.run_on_ray(grid_of(methods, **grid), results, Progress(quiet=True), keep_models=True)
     assert (outcome.done, outcome.failed) == (6, {})
-    theirs = nodes.homes[0]
-    assert (theirs / "datasets" / "tiny" / "dataset.json").exists()  # fetched
-    assert not list((theirs / "ray" / "finished").rglob("run.json"))  # delivered
+    for theirs in nodes.homes:
+        assert (theirs / "datasets" / "tiny" / "dataset.json").exists()  # fetched
+        assert list(theirs.glob("artefacts/counts/*/counts.npy"))  # built there, or fetched
+        assert not list((theirs / "ray" / "finished").rglob("run.json"))  # delivered
     assert {path.name for path in (home / "models").iterdir()} == set(outcome.run_ids)
     assert len((tmp_path / "built").read_text().splitlines()) == 1
     assert len(list((home / "artefacts" / "counts").glob("*/counts.npy"))) == 1
