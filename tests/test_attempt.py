@@ -1,5 +1,6 @@
 """A cell on a worker that has a home of its own, without Ray: what is fetched, carried, tried again, given up."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_whose_disk_is_at_fault(desk):
     theirs = attempt(desk, Scripted(full), shared=False)
     theirs._provide = lambda: None  # type: ignore[method-assign] - no data set is needed to say so
     assert finish(theirs).reason == "No space left there"
+
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "dataset.json")
+
+    theirs._provide = no_room  # type: ignore[method-assign]
+    assert "No space left on device" in str(finish(theirs).reason)
+
+
+def test_every_event_is_told(desk):
+    told = [("event", {"epoch": 1}), ("event", {"epoch": 2}), ("done", 0.5)]
+    one = attempt(desk, Scripted(told))
+    news = one.step(60.0)
+    assert (news.done, news.events) == (True, [{"epoch": 1}, {"epoch": 2}])
 
 
 def test_two_of_one_cell_never_work_at_once(desk):
