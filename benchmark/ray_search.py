@@ -59,6 +59,7 @@ def search_on_ray(
             installed=desks.installed(plugins),
         )
         watch = _Watch(study, progress, raise_if_stopped)
+        study.go_on()  # Ray's own start is not the search's
         tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([bundle_of(needs)])),
             tune_config=tune.TuneConfig(
