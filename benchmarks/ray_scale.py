@@ -5,7 +5,7 @@
 ``ray.cluster_utils`` starts that many raylets on this machine, each with fake GPUs; a cell asks for one GPU and sleeps.
 Everything else is the engine's own: trials, desk, records excepted. Utilisation is (the seconds that cells ask to
 sleep) / (GPUs x wall time from the first cell's start to the last one's end, its start on a busy machine included);
-memory is the command's resident set over the run. A watcher is a Python process of about 130 MiB: 64 of take 9 GiB.
+memory is the command's resident set over the run. A watcher is a Python process of about 130 MiB: 64 take 9 GiB.
 """
 
 import argparse
