@@ -136,14 +136,25 @@ def per_user(ranks: np.ndarray, protocol_kind: str, names: Sequence[str] | None 
     return {name: known[name][place] for name in chosen}
 
 
+def per_user_table(ranks: np.ndarray, protocol_kind: str) -> np.ndarray:
+    """`per_user` of all metrics of the kind, in the order of `by_rank`, as one array (metrics, U)."""
+    return _value_table(protocol_kind).take(_place(ranks), axis=1)
+
+
 def means(ranks: np.ndarray, protocol_kind: str) -> dict[str, float]:
     """Each metric's mean over the users who count for it; a metric that counts for nobody is left out."""
-    known = by_rank(protocol_kind)
-    values = np.stack(list(known.values()))
+    values = _value_table(protocol_kind)
     counting = ~np.isnan(values)
     users = np.bincount(_place(ranks), minlength=MAX_RANK + 2)
-    totals, counts = np.where(counting, values, 0.0) @ users, counting @ users
-    return {name: float(total / count) for name, total, count in zip(known, totals, counts, strict=True) if count}
+    totals, counts = (np.where(counting, values, 0.0) @ users).tolist(), (counting @ users).tolist()
+    sums = zip(by_rank(protocol_kind), totals, counts, strict=True)
+    return {name: total / count for name, total, count in sums if count}
+
+
+@cache
+def _value_table(protocol_kind: str) -> np.ndarray:
+    """`by_rank` as one array (metrics, `MAX_RANK` + 2)."""
+    return np.stack(list(by_rank(protocol_kind).values()))
 
 
 def _place(ranks: np.ndarray) -> np.ndarray:

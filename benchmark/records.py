@@ -254,15 +254,16 @@ def adopt(results_dir: Path, other_dir: Path, dataset: str, method: str, run_id:
 def check(record: Record, ranks: np.ndarray) -> list[str]:
     """What contradicts itself: impossible numbers, or metrics that do not follow from ``ranks`` (U,)."""
     stated = {name: interval.mean for name, interval in record.metrics.items()}
-    found = metrics.check_arithmetic(stated)
-    if record.evaluated_users != len(ranks):
-        found.append(f"evaluated_users is {record.evaluated_users}, but there are {len(ranks)} ranks")
     given = metrics.means(ranks, record.protocol.name)
-    for name in metrics.by_rank(record.protocol.name):
-        one, other = stated.get(name), given.get(name)
-        if (one is None) != (other is None) or abs((one or 0.0) - (other or 0.0)) > 1e-9:
-            found.append(f"{name} is {one}, but the ranks give {other}")
-    return found
+    wrong = [
+        f"{name} is {stated.get(name)}, but the ranks give {given.get(name)}"
+        for name in metrics.by_rank(record.protocol.name)
+        if (name in stated) != (name in given) or abs(stated.get(name, 0.0) - given.get(name, 0.0)) > 1e-9
+    ]
+    if record.evaluated_users != len(ranks):
+        wrong.insert(0, f"evaluated_users is {record.evaluated_users}, but there are {len(ranks)} ranks")
+    # Metrics that follow from the ranks are possible: only others need the bounds.
+    return metrics.check_arithmetic(stated) + wrong if wrong or stated.keys() != given.keys() else []
 
 
 def exists(results_dir: Path, dataset: str, method: str, run_id: str) -> bool:

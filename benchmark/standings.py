@@ -6,6 +6,7 @@ method under one label and config; its seeds are averaged per user before anythi
 
 import gc
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -201,11 +202,11 @@ def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
     for other, _ in loaded[1:]:
         users = users if np.array_equal(users, other) else np.intersect1d(users, other)
     per_seed = [
-        metrics.per_user(ranks if len(mine) == len(users) else ranks[np.isin(mine, users)], run.protocol.name)
+        metrics.per_user_table(ranks if len(mine) == len(users) else ranks[np.isin(mine, users)], run.protocol.name)
         for run, (mine, ranks) in zip(runs, loaded, strict=True)
     ]
-    names = list(per_seed[0])
-    table = np.array([np.stack(list(one.values())) for one in per_seed])  # (seeds, metrics, U)
+    names = list(metrics.by_rank(runs[0].protocol.name))
+    table = np.stack(per_seed)  # (seeds, metrics, U)
     values, weights = statistics.over_seeds(table), statistics.counted_share(table)
     means = statistics.over_seeds(np.moveaxis(table, -1, 0))  # (seeds, metrics)
     counting = [place for place in range(len(names)) if weights[place].any()]
@@ -304,7 +305,7 @@ def _row(
             target.value, target.paper, target.table, published.verdict(interval, target.value, same_protocol)
         )  # fmt: skip
         cells[name] = Cell(
-            interval.mean, interval.low, interval.high, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
+            interval.mean, interval.low, interval.high, _deviation(seeds),
             is_best, tied[entry.name] and not is_best, beside,
         )  # fmt: skip
     seeds_run = tuple(one.seed for one in entry.runs)
@@ -315,6 +316,14 @@ def _row(
                        if (one.method, one.label) == (run.method, run.label) and one.seed not in seeds_run},
         family=run.family, outside=run.outside,
     )  # fmt: skip
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample; None of a single value."""
+    if len(values) < 2:
+        return None
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _cost(runs: Sequence[Record]) -> Cost:

@@ -7,6 +7,7 @@ and where a user counts under some seeds only, the share of those seeds is the u
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -103,22 +104,27 @@ def _intervals(columns: Sequence[tuple[np.ndarray, np.ndarray | None]], resample
 
 def _resampled_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """(m, resamples) sums over resamples of the columns of a table (m, n)."""
-    rng, users = np.random.default_rng(seed), table.shape[1]
+    users = table.shape[1]
     if users <= DRAWN_ONE_BY_ONE:
-
-        def draw(count: int) -> np.ndarray:
-            drawn = rng.integers(0, users, (count, users)) + users * np.arange(count)[:, None]
-            return np.bincount(drawn.ravel(), minlength=count * users).reshape(count, users)
+        counts = _drawn(users, resamples, seed)
     else:
         # Users with equal values are interchangeable: drawing how often each distinct column occurs is the same
         # experiment, and ranks have a few dozen distinct ones however many users there are.
+        rng = np.random.default_rng(seed)
         table, sizes = np.unique(table, axis=1, return_counts=True)
+        chunks = _chunks(resamples, table.shape[1])
+        counts = [rng.multinomial(users, sizes / users, size=count) for count in chunks]
+    return np.concatenate([table @ some.T.astype(np.float64) for some in counts], axis=1)
 
-        def draw(count: int) -> np.ndarray:
-            return rng.multinomial(users, sizes / users, size=count)
 
-    chunks = _chunks(resamples, table.shape[1])
-    return np.concatenate([table @ draw(count).T.astype(np.float64) for count in chunks], axis=1)
+@lru_cache(maxsize=1)  # a data set's tables have the same users; 100 MB at most
+def _drawn(users: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """(resamples, users) how often each user stands in each resample, uint16, in parts of some resamples."""
+    rng, parts = np.random.default_rng(seed), []
+    for count in _chunks(resamples, users):
+        drawn = rng.integers(0, users, (count, users)) + users * np.arange(count)[:, None]
+        parts.append(np.bincount(drawn.ravel(), minlength=count * users).astype(np.uint16).reshape(count, users))
+    return parts
 
 
 def _chunks(count: int, width: int) -> list[int]:
@@ -144,6 +150,23 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> float:
     if error == 0.0:
         return 0.0
     return 2.0 * float(special.stdtr(len(difference) - 1, -abs(difference.mean() / error)))
+
+
+def _paired_t_each(a: np.ndarray, others: Sequence[np.ndarray]) -> list[float]:
+    """`paired_t` of ``a`` (U,) and each of the others, at once where all users count in all."""
+    if not others or len(a) < 2:
+        return [1.0] * len(others)
+    difference = a - np.stack(others)
+    if np.isnan(difference).any():
+        return [paired_t(a, other) for other in others]
+    from scipy import special
+
+    mean = difference.mean(axis=1)
+    difference -= mean[:, None]
+    error = np.sqrt(np.einsum("ru,ru->r", difference, difference) / (len(a) - 1) / len(a))
+    with np.errstate(divide="ignore", invalid="ignore"):  # without spread: certain, or no difference at all
+        p = 2.0 * special.stdtr(len(a) - 1, -np.abs(mean / error))
+    return np.where(np.isnan(p), 1.0, p).tolist()
 
 
 def sign_flip(a: np.ndarray, b: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
@@ -197,7 +220,7 @@ def tied_with_best(
     if best not in counting:
         best = max(sorted(counting), key=lambda name: float(np.nanmean(counting[name])))
     others = [name for name in counting if name != best]
-    adjusted = holm([paired_t(counting[best], counting[name]) for name in others])
+    adjusted = holm(_paired_t_each(counting[best], [counting[name] for name in others]))
     tied = {best: True, **{name: p >= significance for name, p in zip(others, adjusted, strict=True)}}
     return {name: tied.get(name, False) for name in values}
 
