@@ -1,11 +1,16 @@
 """What `genrec-bench methods` prints."""
 
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from tabulate import tabulate
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods import registry
+
+WIDEST = 44  # letters of a column, then lines break
 
 
 def list_methods() -> str:
@@ -23,16 +28,58 @@ def list_methods() -> str:
 
 
 def show_method(name: str) -> str:
-    """A method's config: fields, types, defaults, and what a search may try."""
+    """A method's config, keys as ``--set`` takes them: types, defaults, and what a search may try."""
     cls = registry.get(name)
-    rows = []
-    for key, field in cls.Config.model_fields.items():
-        span = _span(cls.Config.search_space.get(key, []))
-        rows.append([key, _type(field.annotation), str(field.get_default(call_default_factory=True)), span])
-    for key in [key for key in cls.Config.search_space if "." in key]:
-        rows.append([key, "", "", _span(cls.Config.search_space[key])])
-    table = tabulate(rows, headers=["key", "type", "default", "search"], disable_numparse=True)
+    space, defaults = cls.Config.search_space, cls.Config()
+    rows = [[*row, _span(space.get(row[0], []))] for row in _settings(cls.Config, defaults)]
+    listed = {row[0] for row in rows}  # settings of a method within this one are not, but those that are searched
+    rows += [[key, "", _shortened(_at(defaults, key)), _span(space[key])] for key in space if key not in listed]
+    headers, widths = ["key", "type", "default", "search"], [None, WIDEST, WIDEST, WIDEST]
+    table = tabulate(rows, headers=headers, disable_numparse=True, maxcolwidths=widths)
     return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
+
+
+def _settings(model: type[BaseModel], values: BaseModel | None, above: str = "") -> Iterator[list[str]]:
+    """Key, type and default of each field, those of nested settings with the path to them.
+
+    ``values`` are the defaults; None where the whole block is off by default: then its fields' own defaults.
+    """
+    for name, field in model.model_fields.items():
+        key = f"{above}{name}"
+        default = field.get_default(call_default_factory=True) if values is None else getattr(values, name)
+        block = _block(field.annotation)
+        if block is None:
+            yield [key, _type(field.annotation), _shortened(default)]
+            continue
+        if type(None) in get_args(field.annotation):
+            yield [key, "block or null", "null" if default is None else "as below"]
+        yield from _settings(block, default, f"{key}.")
+
+
+def _at(values: Any, key: str) -> Any:
+    """The setting at a dotted key."""
+    for part in key.split("."):
+        values = values[part] if isinstance(values, dict) else getattr(values, part)
+    return values
+
+
+def _block(annotation: Any) -> type[BaseModel] | None:
+    """The model of a nested block of settings, optional or not."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one
+    return None
+
+
+def _shortened(value: Any) -> str:
+    """A default in a cell of the table; settings of another method only by their number."""
+    if isinstance(value, dict) and value:
+        return f"{len(value)} settings"
+    if value is None:
+        return "null"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _span(space: list[Any] | tuple[float, float]) -> str:
@@ -42,9 +89,18 @@ def _span(space: list[Any] | tuple[float, float]) -> str:
 
 def _type(annotation: Any) -> str:
     """A field's type as a person writes its values."""
-    if get_origin(annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
-    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+    if annotation is type(None):
+        return "null"
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in inner)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type, inner))
+    if origin in (tuple, list):
+        return f"list of {' | '.join(dict.fromkeys(_type(one) for one in inner if one is not Ellipsis))}"
+    return getattr(origin or annotation, "__name__", str(annotation))
 
 
 def _first_line(text: str | None) -> str:

@@ -169,6 +169,14 @@ def test_methods(command, tmp_path):
     assert code == 0
     for part in ("learning_rate", "0.0003 .. 0.003 (log)", "ce | sampled_ce | bce", "1, 2, 3"):
         assert part in out
+    for method, start in (
+        ("tiger", "index.builder random | hierarchical"),  # settings of a block are listed as --set takes them
+        ("lc_rec", "lora block or null null"),
+        ("agrec", "lm.settings.learning_rate 0.001 0.0001 .. 0.003 (log)"),
+    ):
+        lines = [" ".join(line.split()) for line in command("methods", method)[1].splitlines()]
+        assert any(line.startswith(start) for line in lines), method
+    assert all(len(line) < 140 for name in registry.BUILT_IN for line in command("methods", name)[1].splitlines())
     file = plugin(tmp_path, "mine", '"""My own."""')
     assert "My own." in command("methods", "--plugin", file)[1]
     assert "no settings" in command("methods", "popularity")[1]
