@@ -38,7 +38,7 @@ class Entry:
     runs: list[Record]  # by seed
     users: np.ndarray  # (U,) evaluated in all runs
     values: dict[str, np.ndarray]  # metric -> (U,)
-    weights: dict[str, np.ndarray]  # metric -> (U,) share of seeds under which the user counts
+    weights: dict[str, np.ndarray]  # metric -> (U,) share of seeds under which the user counts, where some do not
     seed_means: dict[str, list[float]]  # metric -> one mean a seed
     name: str = ""
 
@@ -115,12 +115,14 @@ def load(
     found, problems = records.read_all(results_dir)
     failures, more = records.read_failures(results_dir)
     ranks: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]] = {}
+    same: dict[bytes, np.ndarray] = {}  # runs of a data set have the same users: one array for all
     kept = []
     for record in found:
         place = (record.dataset.name, record.method, record.run_id)
         folder = records.run_folder(results_dir, *place)
         try:
-            ranks[place] = records.read_ranks(folder)
+            users, found_ranks = records.read_ranks(folder)
+            ranks[place] = same.setdefault(users.tobytes(), users), found_ranks
             contradictions = records.check(record, ranks[place][1])
             if contradictions:
                 raise InputError(f"{folder}: {'; '.join(contradictions)}")
@@ -201,22 +203,18 @@ def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
     users = loaded[0][0]
     for other, _ in loaded[1:]:
         users = users if np.array_equal(users, other) else np.intersect1d(users, other)
-    per_seed = [
-        metrics.per_user_table(ranks if len(mine) == len(users) else ranks[np.isin(mine, users)], run.protocol.name)
-        for run, (mine, ranks) in zip(runs, loaded, strict=True)
-    ]
-    names = list(metrics.by_rank(runs[0].protocol.name))
-    table = np.stack(per_seed)  # (seeds, metrics, U)
-    values, weights = statistics.over_seeds(table), statistics.counted_share(table)
-    means = statistics.over_seeds(np.moveaxis(table, -1, 0))  # (seeds, metrics)
-    counting = [place for place in range(len(names)) if weights[place].any()]
-    return Entry(
-        runs,
-        users,
-        values={names[place]: values[place] for place in counting},
-        weights={names[place]: weights[place] for place in counting},
-        seed_means={names[place]: [one for one in means[:, place].tolist() if not np.isnan(one)] for place in counting},
-    )
+    kind = runs[0].protocol.name
+    kept = [ranks if len(mine) == len(users) else ranks[np.isin(mine, users)] for mine, ranks in loaded]
+    table = np.stack([metrics.per_user_table(ranks, kind) for ranks in kept])  # (seeds, metrics, U)
+    values, weights = dict(zip(metrics.by_rank(kind), table.mean(axis=0), strict=True)), {}
+    for place, name in enumerate(values):
+        if np.isnan(values[name]).any():
+            values[name] = statistics.over_seeds(table[:, place])
+            weights[name] = statistics.counted_share(table[:, place])
+    of_seeds = [metrics.means(ranks, kind) for ranks in kept]
+    seed_means = {name: [one[name] for one in of_seeds if name in one] for name in values}
+    counting = {name: found for name, found in seed_means.items() if found}
+    return Entry(runs, users, {name: values[name] for name in counting}, weights, counting)
 
 
 def _settings(record: Record) -> str:
