@@ -33,14 +33,11 @@ from genrec_bench.methods import registry
 from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking, Resources, Scale
 from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.decoding.fsm import Aggregation, Logits, Probabilities, RankableFSM
-from genrec_bench.methods.decoding.trie import ItemTrie
 from genrec_bench.methods.generative import Generative
-from genrec_bench.methods.indexing.index import ItemIndex
 from genrec_bench.methods.scoring import ROWS, Scorer, masked_scores, top_k
 from genrec_bench.methods.trained import trained
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(10))  # those tried on validation
-END = "<end>"
 
 
 class _Part(MethodConfig):
@@ -125,6 +122,11 @@ class AGRecConfig(MethodConfig):
             raise ValueError("lm and graph are both null: nothing is left to recommend with")
         if self.preset == "official" and self.fsm != FsmSettings():
             raise ValueError("fsm is of preset=paper: official takes the best item's raw score")
+        if self.preset == "official" and self.lm and self.lm.settings["loss_over"] != "vocabulary":
+            raise ValueError(
+                "preset=official mixes in a softmax over the whole vocabulary, which the language model must have "
+                "learned: set lm.settings.loss_over=vocabulary"
+            )
         return self
 
 
@@ -162,15 +164,14 @@ class AGRec(Method):
     def rankings(self, histories: Histories, k: int, alphas: Sequence[float]) -> list[Ranking]:
         """The answer for each of ``alphas``; the graph is asked, and the prompts are read, once for all of them."""
         if self.lm is None:
-            assert self.graph is not None
-            return [self.graph.recommend(histories, k)] * len(alphas)
+            return [self._graph_alone(histories, k)] * len(alphas)
         found: dict[float, Ranking] = {}
         if 0.0 in alphas or self.graph is None:
             found[0.0] = self.lm.recommend(histories, k)
         if self.graph is None:
             return [found[0.0]] * len(alphas)
         if 1.0 in alphas:  # nothing is left of the language model
-            found[1.0] = self.graph.recommend(histories, k)
+            found[1.0] = self._graph_alone(histories, k)
         mixed = [alpha for alpha in dict.fromkeys(alphas) if alpha not in found]
         if mixed:
             found |= zip(mixed, self._mixed(histories, k, mixed), strict=True)
@@ -181,21 +182,36 @@ class AGRec(Method):
 
         None for a user of whom the graph knows nothing, and no item that it knows nothing of.
         """
+        items, scores, told = self._best(histories, self.config.n)
+        real = (items >= 0) & told[:, None]
+        return np.where(real, items, -1), np.where(real, scores, 0.0).astype(np.float32)
+
+    def _graph_alone(self, histories: Histories, k: int) -> Ranking:
+        """Its ranking of what it may suggest: "w/o Seq."."""
+        return Ranking(*self._best(histories, k)[:2])
+
+    def _best(self, histories: Histories, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The graph's best items that it may suggest and their scores, both (B, count), -1 and -inf past their end.
+
+        Third, (B,) bool, whether it knows anything of a user: it does not where there is no history, or where all
+        items score alike.
+        """
         assert self.graph is not None
-        count = self.config.n
         items = np.full((len(histories), count), -1, dtype=np.int64)
-        scores = np.zeros((len(histories), count), dtype=np.float32)
+        scores = np.full((len(histories), count), -np.inf, dtype=np.float32)
+        told = histories.lengths > 0
         asked = replace(histories, mask_seen=self.config.graph.mask_seen or histories.mask_seen)
         known = torch.from_numpy(self.known)
         for start in range(0, len(asked), ROWS):
-            part = asked.select(slice(start, start + ROWS))
-            given = masked_scores(self.graph, part)
+            rows = slice(start, start + ROWS)
+            given = masked_scores(self.graph, asked.select(rows))
             given = given.masked_fill(~known.to(given.device), -torch.inf)
-            values, best = (found.cpu().numpy() for found in top_k(given, count))
-            real = np.isfinite(values) & (part.lengths > 0)[:, None]
-            items[start : start + len(part)] = np.where(real, best, -1)
-            scores[start : start + len(part)] = np.where(real, values, 0.0)
-        return items, scores
+            lowest = given.masked_fill(given == -torch.inf, torch.inf).amin(1)
+            values, best = top_k(given, count)
+            told[rows] &= (values[:, 0] > lowest).cpu().numpy()
+            items[rows, : best.shape[1]] = torch.where(values > -torch.inf, best, -1).cpu().numpy()
+            scores[rows, : best.shape[1]] = values.cpu().numpy()
+        return items, scores, told
 
     def code(self, item: int) -> list[str] | None:
         return None if self.lm is None else self.lm.code(item)
@@ -219,10 +235,10 @@ class AGRec(Method):
     def published_variant(self) -> str | None:
         """The ablations of tables 3 and 7, and the encoders of tables 5 and 7."""
         config = self.config
+        if self.lm is None or self.graph is None:
+            return "w/o Graph" if self.graph is None else "w/o Seq"
         if config.preset == "official" or config.n != 10:
             return "not printed"
-        if self.lm is None or self.graph is None:
-            return "w/o Graph" if self.graph is None else "w/o Seq."
         encoders = {"lightgcn": None, "sgl": "graph=SGL", "xsimgcl": "graph=XSimGCL"}
         return encoders.get(config.graph.encoder, "not printed")
 
@@ -268,26 +284,19 @@ class AGRec(Method):
         self.known = train.item_counts() > 0
         if self.config.preset != "official" or self.lm is None:
             return
-        index = self.lm.index
+        index, name = self.lm.index, self.config.lm.method
         if index.variable or len(index.vocabulary) < sum(index.level_sizes):
             raise InputError(
                 "agrec.preset=official wants codes of one length, with tokens of their own on each level, which "
-                f"{self.config.lm.method} does not have here: take preset=paper"
+                f"{name} does not have here: take preset=paper"
             )
-        # its search goes on to the end token, which no user's machine ranks
-        ended = ItemIndex(np.pad(index.codes, ((0, 0), (0, 1))), (*index.tokens, (END,)))
-        self.ended = ItemTrie.from_index(ended, order=-train.item_counts()).to(self.lm.trie.device)
 
     def _mixed(self, histories: Histories, k: int, alphas: Sequence[float]) -> list[Ranking]:
         assert self.lm is not None
-        suggested = self.suggestions(histories)
+        machine = RankableFSM(self.lm.trie, *self.suggestions(histories))
         if self.config.preset == "official":
-            levels = self.lm.items.by_level
-            machine = RankableFSM(self.ended, *suggested)
-            hooks: list[Hook] = [Logits(machine, alpha, levels) for alpha in alphas]
-            end = torch.tensor([self.lm.items.end_id])
-            return self.lm.search(histories, k, hooks, normalise="level", codes=(self.ended, (*levels, end)))
-        machine = RankableFSM(self.lm.trie, *suggested)
+            hooks: list[Hook] = [Logits(machine, alpha, self.lm.items.by_level) for alpha in alphas]
+            return self.lm.search(histories, k, hooks, normalise="level")
         fsm = self.config.fsm
         temperature = None if fsm.temperature == "std" else fsm.temperature
         hooks = [Probabilities(machine, alpha, fsm.aggregation, temperature) for alpha in alphas]

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
-from torch import Tensor
 
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Method, Ranking, Rate, Resources, Scale
@@ -87,20 +86,15 @@ class Generative(Method):
         hooks: Sequence[Hook | None],
         *,
         normalise: Normalise | None = None,
-        codes: tuple[ItemTrie, Sequence[Tensor]] | None = None,
     ) -> list[Ranking]:
-        """The answer under each score hook; all are searched side by side.
-
-        ``normalise`` and ``codes`` (a trie, and the token ids of its levels) stand in for the method's own.
-        """
+        """The answer under each score hook, all searched side by side; ``normalise`` in place of the method's own."""
         prompts = self.prompts(histories.last(self.config.max_history))
-        trie, token_ids = codes or (self.trie, self.items.by_level)
         found = decode_each(
             self.token_model()(self.model),
             prompts.offsets,
             prompts.tokens,
-            trie,
-            token_ids,
+            self.trie,
+            self.items.by_level,
             k,
             hooks,
             width=self.config.beam,

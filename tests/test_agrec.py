@@ -28,6 +28,7 @@ MODEL = {
     "index": {"levels": 2, "codes": 8, "hidden": [16], "dim": 8, "epochs": 2},
 }  # fmt: skip
 LM = {"method": "tiger", "settings": MODEL}
+OFFICIAL = {"preset": "official", "lm": {"method": "tiger", "settings": {**MODEL, "loss_over": "vocabulary"}}}
 GRAPH = {"encoder": "lightgcn", "settings": {"dim": 8, "epochs": 3, "learning_rate": 0.01}}
 DATA = synthetic.generate(num_users=60, num_items=40, seed=3, min_length=6, max_length=12, name="tiny")
 SPLIT = leave_one_out(DATA)
@@ -81,16 +82,19 @@ def test_without_a_graph_it_is_the_language_model_bit_for_bit(kit, config):
 @pytest.mark.parametrize("mask_seen", [False, True])
 def test_without_a_language_model_it_is_the_graphs_ranking(kit, config, mask_seen):
     asked = replace(SPLIT.test.histories, mask_seen=mask_seen)
-    alone = kit.fit("lightgcn", **GRAPH["settings"]).recommend(asked, 10)
-    assert same(kit.agrec(**config).recommend(asked, 10), alone)
+    graph = kit.fit("lightgcn", **GRAPH["settings"])
+    for suggest_seen in (True, False):
+        alone = graph.recommend(replace(asked, mask_seen=mask_seen or not suggest_seen), 10)
+        found = kit.agrec(**config | {"graph": {**GRAPH, "mask_seen": not suggest_seen}}).recommend(asked, 10)
+        assert same(found, alone)
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("preset", [{}, OFFICIAL], ids=["paper", "official"])
 def test_alpha_is_the_validations_choice_and_the_prompts_are_read_once_for_all_of_them(kit, preset, monkeypatch):
     from genrec_bench.methods.decoding.causal import CausalTokens
 
-    method = kit.agrec(preset=preset, alpha=0.5)
-    curve = [judge(at) for at in (kit.agrec(preset=preset, alpha=alpha) for alpha in ALPHAS)]
+    method = kit.agrec(**preset, alpha=0.5)
+    curve = [judge(at) for at in (kit.agrec(**preset, alpha=alpha) for alpha in ALPHAS)]
     read: list[int] = []
     start = CausalTokens.start
     monkeypatch.setattr(
@@ -98,7 +102,7 @@ def test_alpha_is_the_validations_choice_and_the_prompts_are_read_once_for_all_o
         "start",
         lambda self, prompt, room: (read.append(len(prompt.tokens)), start(self, prompt, room))[1],
     )
-    method = kit.agrec(preset=preset)
+    method = kit.agrec(**preset)
     assert sum(read) == 2 * len(SPLIT.valid.targets)  # alpha 0 is the model's own search, all others share one
     assert method.alpha == ALPHAS[int(np.argmax(curve))]
     noted = [event for event in kit.events if event.get("stage") == "alpha"]
@@ -124,7 +128,6 @@ def test_several_rows_train_their_parts_once(kit):
     trained = [event for event in kit.events if "epoch" in event]
     assert {"tiger", "lightgcn"} <= {event["stage"] for event in trained}
     kit.agrec(alpha=0.4, n=20)
-    kit.agrec(preset="official", alpha=0.4)
     assert len([event for event in kit.events if "epoch" in event]) == len(trained)
     kit.agrec(alpha=0.3, graph={"encoder": "item_knn"})
     assert len([event for event in kit.events if "epoch" in event]) == len(trained)
@@ -136,6 +139,15 @@ def test_training_random_state_is_the_same_with_and_without_the_cache(kit):
         kit.agrec(alpha=0.3)
         after.append(torch.rand(1).item())
     assert after[0] == after[1]
+
+
+def test_the_graph_is_silent_of_people_whom_it_cannot_tell_items_apart_for(kit):
+    graph = {**GRAPH, "settings": {**GRAPH["settings"], "test_edges": "train"}}
+    method, asked = kit.agrec(alpha=0.5, graph=graph), SPLIT.test.histories.select(slice(0, 3))
+    assert (method.suggestions(asked)[0] >= 0).all()
+    strangers = replace(asked, users=asked.users + DATA.num_users)  # LightGCN has not learned them: all items score 0
+    assert (method.suggestions(strangers)[0] == -1).all()
+    assert np.array_equal(method.recommend(strangers, 5).items, method.rankings(strangers, 5, [0.0])[0].items)
 
 
 def test_the_graph_suggests_no_seen_item_unless_asked_to(kit):
@@ -195,6 +207,7 @@ def test_alpha_is_tuned_with_training_interactions_alone(kit):
         ({"graph": "lightgnn"}, "Did you mean: lightgcn"),
         ({"lm": {"method": "tiger", "settings": {"layer": 3}}}, "Did you mean: layers"),
         ({"preset": "official", "fsm": {"aggregation": "sum"}}, "fsm is of preset=paper"),
+        ({"preset": "official"}, "set lm.settings.loss_over=vocabulary"),
         ({"fsm": {"temperature": 0}}, "temperature"),
     ],
 )
@@ -211,7 +224,8 @@ def test_more_suggestions_than_items_are_refused(kit):
 
 def test_codes_of_several_lengths_are_no_matter_of_the_released_code(kit):
     lm = {"method": "p5_cid", "settings": {
-        **{key: MODEL[key] for key in MODEL if key != "index"}, "index": {"clusters": 4, "cluster_limit": 10},
+        **{key: MODEL[key] for key in MODEL if key != "index"}, "loss_over": "vocabulary",
+        "index": {"clusters": 4, "cluster_limit": 10},
     }}  # fmt: skip
     assert len(kit.agrec(lm=lm, alpha=0.5).recommend(SPLIT.test.histories, 5).items) == 60
     with pytest.raises(InputError, match="preset=official wants codes of one length"):

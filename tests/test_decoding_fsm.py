@@ -175,15 +175,13 @@ def test_probabilities_are_the_papers(index, seed, count, alpha, aggregation, te
 @given(cases.filter(lambda index: not index.variable), st.integers(0, 999), st.sampled_from([1, 3, 10]), alphas,
        st.sampled_from([1, 3, 8]))  # fmt: skip
 def test_logits_are_the_released_codes(index, seed, count, alpha, width):
-    ended = ItemIndex(np.pad(index.codes, ((0, 0), (0, 1))), (*level_tokens(index.level_sizes), ("<end>",)))
-    trie, ids, vocabulary = ItemTrie.from_index(ended), token_ids(index), vocabulary_size(index)
-    with_end = [*ids, torch.tensor([END_ID])]
+    trie, ids, vocabulary = ItemTrie.from_index(index), token_ids(index), vocabulary_size(index)
     model, prompt = Bag(vocabulary, seed=seed), random_prompt(vocabulary, ROWS, 4, ragged=True, seed=seed)
     items, scores, plain = suggestions(index, seed, count)
     hook = Logits(RankableFSM(trie, items, scores), alpha, ids)
     width = trie.num_leaves if alpha == 1.0 else width  # all that is not offered is tied: no search prefers one
-    beams = beam_search(model, prompt, trie, with_end, width, normalise="level", hook=hook)
-    following = dict_trie(ended, with_end)
+    beams = beam_search(model, prompt, trie, ids, width, normalise="level", hook=hook)
+    following = dict_trie(index, ids)
     lists = []
     for row in range(ROWS):
         real = prompt.tokens[row] if prompt.mask is None else prompt.tokens[row][prompt.mask[row]]
@@ -192,10 +190,10 @@ def test_logits_are_the_released_codes(index, seed, count, alpha, width):
         def step(asked, prefix, allowed, reference=reference):
             return reference.official(model, asked, prefix, allowed)
 
-        lists.append(reference.search(step, real.tolist(), following, width, ended.num_levels))
+        lists.append(reference.search(step, real.tolist(), following, width, index.num_levels))
     some_item = Reference(index, ids, {}, alpha)
-    paths = {leaf: (*some_item.path(int(trie.items[trie.starts[-1][leaf]])), END_ID) for leaf in range(trie.num_leaves)}
-    compare(beams, trie, ended, lists, paths)
+    paths = {leaf: some_item.path(int(trie.items[trie.starts[-1][leaf]])) for leaf in range(trie.num_leaves)}
+    compare(beams, trie, index, lists, paths)
 
 
 @settings(max_examples=40, deadline=None)
@@ -314,11 +312,11 @@ def test_a_step_shows_the_hook_what_its_logits_are_made_of():
 
 
 class Table:
-    """A `TokenModel` of five tokens (a0, a1, b0, b1, end) with the logits of docs/methods/agrec.md."""
+    """A `TokenModel` of five tokens (a0, a1, b0, b1, a word) with the logits of docs/methods/agrec.md."""
 
     vocabulary_size = 5
-    first, last = (1.0, 0.6, -4, -4, -4), (-2, -2, -2, -2, 3.0)
-    after = ((-4, -4, 0.5, 0.5, -4), (-4, -4, 2.2, 0, -4), last, last)
+    first = (1.0, 0.6, -4, -4, -4)
+    after = ((-4, -4, 0.5, 0.5, -4), (-4, -4, 2.2, 0, -4))
 
     def start(self, prompt, room):
         return torch.tensor([self.first]), None
@@ -336,22 +334,19 @@ def test_the_worked_example_of_the_docs():
     page = (ROOT / "docs" / "methods" / "agrec.md").read_text()
     index = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), level_tokens([2, 2]))
     ids, prompt = [torch.tensor([0, 1]), torch.tensor([2, 3])], Prompt(torch.zeros(1, 1, dtype=torch.int64))
-    ended = ItemIndex(np.pad(index.codes, ((0, 0), (0, 1))), (*index.tokens, ("<end>",)))
     suggested = np.array([[3, 1]]), np.array([[2.0, 1.0]])
 
-    def answer(of, token_ids, hook, normalise):
-        trie = ItemTrie.from_index(of)
-        beams = beam_search(Table(), prompt, trie, token_ids, 4, normalise=normalise, hook=hook and hook(trie))
+    def answer(hook, normalise):
+        trie = ItemTrie.from_index(index)
+        beams = beam_search(Table(), prompt, trie, ids, 4, normalise=normalise, hook=hook and hook(trie))
         items, scores = (found[0].tolist() for found in rank_items(beams, trie, 4))
         return [("ABCD"[item], f"{math.exp(score):.3f}") for item, score in zip(items, scores, strict=True)]
 
-    alone = answer(index, ids, None, "trie")
+    alone = answer(None, "trie")
     assert alone == [("C", "0.361"), ("A", "0.299"), ("B", "0.299"), ("D", "0.040")]
     assert "it ranks C (0.361), A and B (0.299 each), D (0.040)" in page
-    paper = answer(index, ids, lambda trie: Probabilities(RankableFSM(trie, *suggested), 0.5), "trie")
-    official = answer(
-        ended, [*ids, torch.tensor([4])], lambda trie: Logits(RankableFSM(trie, *suggested), 0.5, ids), "level"
-    )
+    paper = answer(lambda trie: Probabilities(RankableFSM(trie, *suggested), 0.5), "trie")
+    official = answer(lambda trie: Logits(RankableFSM(trie, *suggested), 0.5, ids), "level")
     text = " ".join(page.split())
     for found in (paper, official):
         assert ", ".join(f"{item} ({score})" for item, score in found) in text

@@ -132,7 +132,9 @@ class Logits:
 
     The softmax is over the whole vocabulary, and only codes are mixed: a token that the machine does not offer has the
     score `UNAVAILABLE`, so off the machine the logits are damped. ``token_ids``: per level (K_l,) the ids of the codes,
-    none twice. A level of the trie beyond them is the end token's, whose logit stays as it is.
+    none twice.
+    Deviation: the released code's search goes on to the end token, and its probability counts. A model that has only
+    learned codes of one length knows nothing of that token; here a code's last token is the last one.
     """
 
     fsm: RankableFSM
@@ -142,13 +144,10 @@ class Logits:
     def __call__(self, step: StepView) -> Tensor:
         codes = torch.cat(list(self.token_ids)).to(step.hidden.device)
         mixed = step.model.logits(step.hidden, codes).float() * (1.0 - self.alpha)
-        ends = step.level == len(self.token_ids)
         first = sum(len(ids) for ids in self.token_ids[: step.level])
         mixed += self.alpha * UNAVAILABLE
-        if not ends:
-            size = len(self.token_ids[step.level])
-            ranked = self.fsm.by_last_token(step)
-            offered = torch.where(ranked > -torch.inf, ranked - UNAVAILABLE, 0.0)
-            mixed[..., first : first + size].add_(offered, alpha=self.alpha)
+        ranked = self.fsm.by_last_token(step)
+        offered = torch.where(ranked > -torch.inf, ranked - UNAVAILABLE, 0.0)
+        mixed[..., first : first + ranked.shape[-1]].add_(offered, alpha=self.alpha)
         mass = torch.logaddexp(mixed.logsumexp(-1, keepdim=True), log_mass_without(step.model, step.hidden, codes))
-        return (step.logits if ends else mixed.gather(-1, first + step.codes)) - mass
+        return mixed.gather(-1, first + step.codes) - mass
