@@ -64,12 +64,12 @@ class Checkpoint:
             shared = distributed.world_size() > 1
             saved = torch.load(self._path, weights_only=True, map_location="cpu", mmap=shared)
             state: dict[str, Any] = saved["state"]
-            torch_rng, cuda_rng, elapsed_s = saved["torch_rng"], saved["cuda_rng"], float(saved["elapsed_s"])
-            torch.set_rng_state(torch_rng)
+            elapsed_s = float(saved["elapsed_s"])
+            if torch.cuda.is_available() and saved["cuda_rng"]:
+                torch.cuda.set_rng_state(saved["cuda_rng"][0])
+            torch.set_rng_state(saved["torch_rng"])
         except Exception:  # torch names damage in many ways; training from scratch gives the same result, only later
             return None
-        if torch.cuda.is_available() and cuda_rng:
-            torch.cuda.set_rng_state_all(cuda_rng)
         self._elapsed_before_s = elapsed_s
         self._started = self._saved = time.monotonic()
         return state
@@ -87,7 +87,8 @@ class Checkpoint:
         started = time.monotonic()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._path.with_suffix(f".tmp{os.getpid()}")
-        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # of this process's GPU alone: the machine that goes on may have fewer
+        cuda_rng = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         content = {
             "state": state,
             "torch_rng": torch.get_rng_state(),

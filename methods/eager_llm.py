@@ -33,7 +33,7 @@ from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking
 from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.indexing.config import IndexConfig
-from genrec_bench.methods.language import prompts
+from genrec_bench.methods.language import gguf_model, prompts
 from genrec_bench.methods.language.adapters import LoraSettings, adapt, base_weights, load_adapter, merge, save_adapter
 from genrec_bench.methods.language.batches import packed_batches
 from genrec_bench.methods.language.contrast import GlobalContrast
@@ -42,6 +42,7 @@ from genrec_bench.methods.language.training import Batch, train_language_model
 from genrec_bench.methods.language.vocabulary import start_at_centroids
 from genrec_bench.methods.next_item import count_parameters, load_weights
 from genrec_bench.methods.prompted import BACKBONES, Prompted, PromptedConfig
+from genrec_bench.methods.seeding import seeded
 
 LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TITLE_ROWS = 128  # titles written at a time
@@ -119,6 +120,8 @@ class EagerLLM(Prompted):
         if config.vectors != "backbone":
             return config
         name = self.config.backbone or BACKBONES[context.scale]
+        if name == "base" and context.scale != "base":  # "backbone" is the tier's own
+            name = str(gguf_model.smollm2().folder)
         return config.model_copy(update={"vectors": {"tiny": "tfidf_svd", "base": "backbone"}.get(name, name)})
 
     def make_model(self, train: TrainView, context: Context) -> None:
@@ -266,8 +269,7 @@ class EagerLLM(Prompted):
     def _anneal(self, train: TrainView, context: Context) -> None:
         """Tune the adapter alone on each user's longest training sequence."""
         aat = self.config.aat
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
+        with seeded(context.seed):
             adapt(self.backbone, aat.lora, (), self.config.gradient_checkpointing)
         rows = train.sequences.select(train.sequences.lengths >= aat.min_interactions)
         if not len(rows):

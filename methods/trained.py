@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import TrainView
 from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import canonical_hash
 from genrec_bench.methods.base import Context, Method, MethodConfig
+from genrec_bench.methods.seeding import seeded
 
 
 def trained(name: str, config: MethodConfig, train: TrainView, context: Context, saved: Path | None = None) -> Method:
@@ -31,11 +31,9 @@ def trained(name: str, config: MethodConfig, train: TrainView, context: Context,
         def log(**values: Any) -> None:
             context.log(**({"stage": name} | values if "epoch" in values else values))
 
-        devices = [torch.cuda.current_device()] if context.device == "cuda" else []
         # a cached stage draws no random numbers, so neither may one that is trained
         before = random.getstate(), np.random.get_state()  # noqa: NPY002 - outside methods may use the global generator
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(context.seed)
+        with seeded(context.seed):
             random.seed(context.seed)
             np.random.seed(context.seed)  # noqa: NPY002
             new = registry.get(name)(config)

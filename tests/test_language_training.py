@@ -72,6 +72,34 @@ def test_parts_of_a_step_add_up_to_the_step():
     assert torch.allclose(whole.table, trained(config).table, atol=1e-6)
 
 
+def test_bfloat16_weights_learn_as_float32_and_are_bfloat16_again():
+    """0.02 is a power of two apart from what a step of 1e-5 adds to it: in bfloat16 nothing would move."""
+    model = Bigrams()
+    with torch.no_grad():
+        model.bias.fill_(0.02)
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    seen = []
+
+    def loss(batch):
+        seen.append(low.bias.detach().clone())
+        return low.loss(batch)
+
+    config = TrainingConfig(epochs=4, patience=9, bf16=False, learning_rate=1e-5, weight_decay=0.0, dropout=0.0)
+    trained(config, loss, model=low)
+    assert {value.dtype for value in seen} == {torch.float32}
+    assert (seen[-1] != seen[0]).all()
+    assert {value.dtype for value in low.parameters()} == {torch.bfloat16}
+
+
+def test_a_single_step_is_not_void():
+    config = TrainingConfig(epochs=1, bf16=False, learning_rate=0.1, warmup=0.0, min_rate=0.0, averaging=0.0)
+    torch.manual_seed(0)
+    model = Bigrams()
+    whole = lambda rng: iter([next(iter(batches(rng)))])  # noqa: E731
+    train_language_model(model, None, whole, model.loss, config, context())
+    assert model.table.any()
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_training():
     scores = iter([0.1, 0.3, 0.2, 0.2, 0.9])
     kept, seen = [], []

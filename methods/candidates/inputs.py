@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.decoding.causal import additive
 from genrec_bench.methods.decoding.tokens import unwrapped
+from genrec_bench.methods.seeding import seeded
 
 
 class ItemInputs(nn.Module):
@@ -32,8 +33,7 @@ class ItemInputs(nn.Module):
         self, like: Tensor, table: np.ndarray | None, *, items: int, identifiers: bool, learned: bool, seed: int
     ):
         super().__init__()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded(seed), torch.no_grad():
             rows = like.detach().float().cpu()
             mean, width = rows.mean(0), float(rows.std())
             self.markers = nn.Parameter(mean + width * torch.randn(2, len(mean)))

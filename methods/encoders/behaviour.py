@@ -40,6 +40,7 @@ from genrec_bench.methods.encoders.lightgcn import LightGCN
 from genrec_bench.methods.encoders.sgl import SGL
 from genrec_bench.methods.encoders.xsimgcl import XSimGCL
 from genrec_bench.methods.scoring import Scorer
+from genrec_bench.methods.seeding import seeded
 
 VERSION = 1  # of this stage: raise it when the same interactions and config give other vectors
 # Narrow models need less dropout and learn faster than the 64-wide ones that are ranked with. MovieLens-100K: likeliest
@@ -203,9 +204,8 @@ def with_cold_items(
 def _item_table(
     method: type[Method], config: MethodConfig, judge: Judge, train: TrainView, context: Context, folder: Path
 ) -> np.ndarray:
-    devices = [torch.cuda.current_device()] if context.device == "cuda" else []
     # a cached stage draws no random numbers, so neither may one that is built
-    with torch.random.fork_rng(devices):
+    with seeded(context.seed):
         epochs = _chosen_epochs(method, config, judge, train, context, folder)
         fitted = method(config.model_copy(update={"epochs": epochs, "patience": epochs}))
         journal = _Journal(folder / "all.json", context)

@@ -80,6 +80,8 @@ def tfidf_svd(texts: Sequence[str]) -> np.ndarray:
     except ValueError as error:  # scikit-learn's word for it: empty vocabulary
         raise InputError("The items' texts hold no words: only punctuation. Use an index without text") from error
     dim = min(TFIDF_DIM, *weights.shape)
+    if weights.shape[1] == 1:  # one word is all there is
+        return np.ones(weights.shape, dtype=np.float32)
     vectors = TruncatedSVD(dim, n_iter=7, random_state=0).fit_transform(weights)
     return np.asarray(normalize(vectors), dtype=np.float32)
 

@@ -26,6 +26,7 @@ from genrec_bench.methods.indexing.kmeans import kmeans, nearest, squared_distan
 from genrec_bench.methods.indexing.letter import alignment_loss, code_groups, diversity_loss
 from genrec_bench.methods.indexing.residual import Quantised
 from genrec_bench.methods.indexing.sinkhorn import centred, uniform_plan
+from genrec_bench.methods.seeding import seeded
 
 INIT_ITEMS = 20_000  # encoded items that the codebooks' k-means sees
 ENCODE_ROWS = 8192  # items encoded at a time
@@ -121,8 +122,7 @@ def rqvae_codes(
 
 def _initialised(scaled: Tensor, config: IndexConfig) -> RQVAE:
     """A model whose weights depend on the config's seed alone, whatever the caller drew before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = RQVAE(scaled.shape[1], min(config.codes, len(scaled)), config).to(scaled.device)
     generator = torch.Generator().manual_seed(config.seed)
     sample = torch.randperm(len(scaled), generator=generator)[:INIT_ITEMS]

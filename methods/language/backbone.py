@@ -14,6 +14,7 @@ import torch
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.language import gguf_model, sources, vocabulary
 from genrec_bench.methods.language.sources import ModelSource, quietly
+from genrec_bench.methods.seeding import seeded
 
 GenerativeKind = Literal["causal", "seq2seq"]
 PRODUCT = {"causal": "a causal language model", "seq2seq": "a sequence-to-sequence model", "encoder": "an encoder"}
@@ -149,8 +150,7 @@ def tiny_t5(
 
 def _seeded(model_class: Any, config: Any, seed: int) -> Any:
     """Same weights for the same seed, and the caller's random numbers as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return model_class(config).eval()
 
 

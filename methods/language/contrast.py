@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_bench.methods.language.batches import Asides
+from genrec_bench.methods.seeding import seeded
 
 
 class GlobalContrast(nn.Module):
@@ -25,8 +26,7 @@ class GlobalContrast(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.weights = {name: weight for name, weight, _ in sources}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.token = nn.Parameter(0.02 * torch.randn(width))
             self.projectors = nn.ModuleDict(
                 {

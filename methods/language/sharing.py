@@ -105,14 +105,23 @@ class SharedWeights:
 def share(model: nn.Module, sharding: bool, bf16: bool) -> Callable[[], None]:
     """Give all processes rank 0's weights, with ``sharding`` a part of them; returns what makes the model whole again.
 
-    Sharded weights that learn are float32, whatever they were, and with ``bf16`` gathered as bfloat16 numbers.
-    What is no layer (embedding, output, last norm) stays whole in every process: the loss reads its weights directly.
+    Weights that learn are float32, whatever they were: a small step does not move a bfloat16 number. Sharded ones are
+    gathered as bfloat16 numbers with ``bf16``. What is no layer (embedding, output, last norm) stays whole in every
+    process: the loss reads its weights directly.
     """
-    if world_size() == 1:
-        return lambda: None
-    for value in (*model.parameters(), *model.buffers()):
-        distributed.broadcast(value.data, src=0)
-    return _shard(model, bf16) if sharding else lambda: None
+    if world_size() > 1:
+        for value in (*model.parameters(), *model.buffers()):
+            distributed.broadcast(value.data, src=0)
+        if sharding:
+            return _shard(model, bf16)
+    types = {name: value.dtype for name, value in model.named_parameters()}
+    _learn_in_float32(model.parameters())
+
+    def as_before() -> None:
+        for name, value in model.named_parameters():
+            value.data = value.data.to(types[name])
+
+    return as_before
 
 
 def _shard(model: nn.Module, bf16: bool) -> Callable[[], None]:

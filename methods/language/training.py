@@ -195,7 +195,7 @@ class _Stepper(Generic[B]):
     ):
         self.model, self.weights, self.optimiser, self.loss_of = model, weights, optimiser, loss_of
         self.config, self.context = config, context
-        self.steps = max(steps_an_epoch * config.epochs, 1)
+        self.steps = max(steps_an_epoch * config.epochs, 2)  # the rate of the last step may be 0, of an only one not
         self.parts, self.halved = config.micro_batches, False
 
     def step(self, batch: B, progress: _Progress) -> float:
