@@ -60,10 +60,16 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE; may be repeated.")] = None,
     mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,
     exclude: Annotated[
-        str | None, typer.Option("--exclude", help="Negatives of cand20 are not from the: sequence, or window (LLaRA).")
+        str | None,
+        typer.Option(
+            "--exclude",
+            help="What negatives of cand20 are not drawn from: the user's whole sequence, or window, the ten items shown (LLaRA).",
+        ),
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
-    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Of one run, such as 25m.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option("--time-budget", help="Of one run, such as 25m; a bare number is seconds.")
+    ] = None,
     plugin: PluginOption = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Runs at a time (default: a GPU or core each).")
@@ -149,13 +155,16 @@ def _run_and_print(
     from genrec_bench.benchmark import standings, trackers
     from genrec_bench.benchmark.in_step import run_in_step
     from genrec_bench.benchmark.runner import Interrupted, run_grid
-    from genrec_bench.benchmark.suite import cells, seconds
+    from genrec_bench.benchmark.suite import cells, left_out, seconds
 
-    grid = cells(suite, settings)
+    grid, others = cells(suite, settings), left_out(suite)
+    reasons = [f"{name} takes part in {' and '.join(theirs)} only" for name, theirs in others.items()]
     if not grid:
-        raise InputError("Nothing to run: none of these methods takes part in these protocols")
+        raise InputError(f"Nothing to run: {'; '.join(reasons)}: add --protocol {next(iter(others.values()))[0]}")
     together, first = distributed.world_size() > 1, distributed.rank() == 0
     progress = trackers.progress(quiet or not first, track if first else (), results)
+    for reason in reasons:
+        progress.say(f"left out: {reason}")
     try:
         budget_s = seconds(suite.time_budget) if suite.time_budget else None
         if together:

@@ -1,6 +1,7 @@
 """Two methods against each other: paired tests over users on every data set and protocol that both have run.
 
-Values are averaged over seeds per user first. Two tests, since a hit is 0 or 1: the paired t-test and the sign-flip
+Values are averaged over seeds per user first, over the seeds that both have where they share some: a lucky seed of one
+is no merit of its method. Two tests, since a hit is 0 or 1: the paired t-test and the sign-flip
 permutation; McNemar's exact test is added for HitRatio@1 of one run each. Holm's correction of the t-tests' p-values
 covers everything in the answer.
 """
@@ -56,6 +57,7 @@ def compare(found: Sequence[Record], a: str, b: str, load_ranks: LoadRanks) -> l
     met = [(key, one, other) for key, one, other in pairs if one is not None and other is not None]
     if any(one is other for _, one, other in met):
         raise InputError(f"'{a}' and '{b}' name the same row: give two")
+    met = [(key, *_of_common_seeds(one, other, load_ranks)) for key, one, other in met]
     if not met:
         raise InputError(f"'{a}' and '{b}' have no data set, protocol and tier in common")
     rows = [
@@ -81,6 +83,19 @@ def _pick(entries: Sequence[Entry], name: str) -> Entry | None:
         if named:
             return named[0]
     return None
+
+
+def _of_common_seeds(one: Entry, other: Entry, load_ranks: LoadRanks) -> tuple[Entry, Entry]:
+    """Both rows without the seeds that only one has; as they are where no seed is shared, or a method only counts."""
+    common = {run.seed for run in one.runs} & {run.seed for run in other.runs}
+    if not common or "counting" in (one.runs[0].family, other.runs[0].family):
+        return one, other
+
+    def kept(entry: Entry) -> Entry:
+        runs = [run for run in entry.runs if run.seed in common]
+        return entry if len(runs) == len(entry.runs) else replace(standings.entry_of(runs, load_ranks), name=entry.name)
+
+    return kept(one), kept(other)
 
 
 def _comparison(key: Key, one: Entry, other: Entry, metric: str) -> Comparison:

@@ -15,7 +15,8 @@ OPTIONAL = {
     "gguf": ("language", "SmolLM2, the language model of tier base"),
     "dgl": ("graph", "faster graph propagation on CPU (Python 3.11)"),
     "ray": ("ray", "runs over many GPUs and machines"),
-    "optuna": ("ray", "hyper-parameter search"),
+    "optuna": ("tune", "hyper-parameter search"),
+    "matplotlib": ("plots", "pictures of `plot` and `analyse`"),
 }
 
 

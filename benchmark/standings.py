@@ -193,12 +193,13 @@ def _entries(found: Iterable[Record], load_ranks: LoadRanks) -> list[Entry]:
     for record in sorted(found, key=lambda record: (record.provenance.created, record.run_id)):
         same = (record.method, record.label, _settings(record), str(record.method_version))
         rows[(*same, record.plugin_sha256 or "", str(record.outside))][record.seed] = record
-    entries = [_entry([runs[seed] for seed in sorted(runs)], load_ranks) for _, runs in sorted(rows.items())]
+    entries = [entry_of([runs[seed] for seed in sorted(runs)], load_ranks) for _, runs in sorted(rows.items())]
     _name(entries)
     return entries
 
 
-def _entry(runs: list[Record], load_ranks: LoadRanks) -> Entry:
+def entry_of(runs: list[Record], load_ranks: LoadRanks) -> Entry:
+    """The row of these runs, one a seed; it has no name yet."""
     loaded = [load_ranks(run) for run in runs]
     users = loaded[0][0]
     for other, _ in loaded[1:]:

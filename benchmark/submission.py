@@ -63,8 +63,10 @@ def pack(run_dir: Path, output: Path | None = None) -> Path:
 
     ``output`` is a file or a folder, by default the current folder. Raises InputError as `verify` does.
     """
-    if not Path(run_dir).is_dir():
-        raise InputError(f"{run_dir}: not a folder; a run is RESULTS/DATASET/METHOD/RUN")
+    if not (Path(run_dir) / "run.json").is_file():
+        raise InputError(
+            f"{run_dir}: not the folder of a run; a run is RESULTS/DATASET/METHOD/RUN, with a run.json in it"
+        )
     record = verify(run_dir).record
     name = f"{record.method}-{record.dataset.name}-{record.run_id}.zip"
     path = Path(name) if output is None else output / name if output.is_dir() else output
@@ -84,6 +86,8 @@ def pack(run_dir: Path, output: Path | None = None) -> Path:
 def verify(package: Path) -> Verified:
     """Recompute what a packed run, or a run's folder, claims; InputError with the reason where it differs."""
     package = Path(package)
+    if not package.exists():
+        raise InputError(f"{package}: no such file or folder")
     if package.is_dir():
         return _verify(package)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from genrec_bench.benchmark.protocols import PROTOCOLS, Exclude, ProtocolRules, protocol
+from genrec_bench.datasets import catalogue, store
 from genrec_bench.datasets.errors import InputError, unknown
 from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import canonical_hash
@@ -150,8 +151,20 @@ def rows(suite: Suite, names: Sequence[str]) -> list[MethodEntry]:
     found = []
     for name in names:
         own = [one for one in suite.methods if name in (one.label, one.method)]
+        if not own and name not in registry.names():
+            labels = {row.label for row in suite.methods if row.label}
+            raise unknown("method or row of the suite", name, {*registry.names(), *labels})
         found += [one for one in own or [MethodEntry(method=name)] if one not in found]
     return found
+
+
+def left_out(suite: Suite) -> dict[str, list[str]]:
+    """Methods that take part in none of the suite's protocols, and those in which they do."""
+    return {
+        entry.method: [name for name in PROTOCOLS if _takes_part(registry.get(entry.method), name)]
+        for entry in suite.methods
+        if not any(_takes_part(registry.get(entry.method), name) for name in suite.protocols)
+    }
 
 
 def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> list[Cell]:
@@ -168,6 +181,10 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
     known_values = (*suite.tuned.values(), *suite.tiers.values())
     for name in {*settings, *(method for values in known_values for method in values)}:
         registry.get(name)  # a misspelt method fails here, not by being silently unused
+    for dataset in suite.tuned:
+        known = {*catalogue.names(), *store.list_prepared(), *suite.datasets}
+        if dataset not in known:
+            raise unknown("data set in tuned", dataset, known)
     unused = set(settings) - {entry.method for entry in suite.methods}
     if unused:
         raise InputError(f"--set {sorted(unused)[0]}.…: that method is not part of this run")
@@ -222,6 +239,8 @@ def _refuse_twins(found: list[Cell]) -> None:
     seen: dict[tuple[object, ...], str] = {}
     for cell in found:
         key = (cell.method, canonical_hash(cell.config.identity()), cell.dataset, cell.rules, cell.seed)
+        if key in seen and seen[key] == cell.label:
+            raise InputError(f"{cell.label} would run seed {cell.seed} twice: give each seed, and each row, once")
         if key in seen:
             raise InputError(
                 f"'{seen[key]}' and '{cell.label}' are the same run of {cell.method}: change a config value"
@@ -230,7 +249,7 @@ def _refuse_twins(found: list[Cell]) -> None:
 
 
 def seconds(duration: str) -> float:
-    """``"90"``, ``"90s"``, ``"25m"`` or ``"2h"`` in seconds."""
+    """``"90s"``, ``"25m"`` or ``"2h"`` in seconds, also ``"90"``."""
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (duration[:-1], duration[-1]) if duration and duration[-1] in units else (duration, "s")
     try:
@@ -238,7 +257,9 @@ def seconds(duration: str) -> float:
     except ValueError:
         value = -1
     if not 0 < value < float("inf"):
-        raise InputError(f"Time '{duration}': expected a positive number with s, m or h, such as 90s or 25m")
+        raise InputError(
+            f"Time '{duration}': expected a positive number with s, m or h, such as 90s or 25m (alone: seconds)"
+        )
     return value
 
 

@@ -413,7 +413,7 @@ def optuna_quietly() -> Any:
     try:
         import optuna
     except ImportError:
-        raise InputError("genrec-bench tune needs Optuna: pip install 'genrec-bench[ray]'") from None
+        raise InputError("genrec-bench tune needs Optuna: pip install 'genrec-bench[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

@@ -80,7 +80,8 @@ def fetch(card: Card, form: Form, cache: Path, progress: Progress | None = None)
 
 def help_text(card: Card) -> str:
     """How a person gets a data set that cannot be fetched for them."""
-    needs = " or ".join(", ".join(file.name for file in form.files if not file.optional) for form in card.forms)
+    published = [form for form in card.forms if form.reader != "plain"] or card.forms  # plain is a form of our own
+    needs = " or ".join(", ".join(file.name for file in form.files if not file.optional) for form in published)
     return (
         f"Data set '{card.name}' must be fetched by hand: get {needs} from {' or '.join(card.sources)}, "
         f"then run: genrec-bench data prepare {card.name} --from DIR"

@@ -47,9 +47,19 @@ def test_mcnemar_for_one_run_each_only(tmp_path):
     assert rows["validratio"].t_test == 1.0
     add(tmp_path, "a", 1, [1] * 20, protocol=CAND20)
     again = {row.metric: row for row in comparisons(tmp_path)}["hitratio@1"]
+    assert (again.seeds, again.means, again.mcnemar) == ((1, 1), (0.6, 0.3), pytest.approx(18 / 256))  # seed 0 of both
+    add(tmp_path, "b", 1, [1] * 10 + [2] * 10, protocol=CAND20)
+    again = {row.metric: row for row in comparisons(tmp_path)}["hitratio@1"]
     assert again.mcnemar is None
-    assert again.seeds == (2, 1)
-    assert again.means == (0.8, 0.3)  # (.6 + 1) / 2
+    assert again.seeds == (2, 2)
+    assert again.means == (0.8, 0.4)  # (.6 + 1) / 2, (.3 + .5) / 2
+
+
+def test_a_method_that_counts_is_the_same_under_all_seeds(tmp_path):
+    add(tmp_path, "a", 0, [1] * 12 + [2] * 8)
+    add(tmp_path, "a", 1, [1] * 20)
+    add(tmp_path, "c", 0, B, method="markov", family="counting")
+    assert {row.seeds for row in comparisons(tmp_path, "a", "c")} == {(2, 1)}
 
 
 def test_holm_covers_all_tables(results):

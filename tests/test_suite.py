@@ -264,9 +264,11 @@ def test_mistakes_in_the_file(tmp_path, text, message):
             r"sasrec\.dim = 'big': Input should be a valid integer",
         ),
         (MINIMAL + "plugins: [gone.py]\n", r"gone\.py: no such file"),
-        ("methods: [popularity, popularity]\ndatasets: [a]\n", "are the same run"),
-        ("methods: [popularity]\ndatasets: [a, a]\n", "are the same run"),
-        (MINIMAL + "seeds: [1, 1]\n", "are the same run"),
+        ("methods: [popularity, popularity]\ndatasets: [a]\n", "popularity would run seed 0 twice"),
+        ("methods: [popularity]\ndatasets: [a, a]\n", "popularity would run seed 0 twice"),
+        (MINIMAL + "seeds: [1, 1]\n", "popularity would run seed 1 twice"),
+        ("methods: [popularity, {method: popularity, label: b}]\ndatasets: [a]\n", "are the same run of popularity"),
+        (MINIMAL + "tuned: {synthetc: {popularity: {}}}\n", "data set in tuned 'synthetc'. Did you mean: synthetic"),
     ],
 )
 def test_mistakes_that_show_when_cells_are_made(tmp_path, text, message):
