@@ -63,7 +63,7 @@ def run(
         str | None,
         typer.Option(
             "--exclude",
-            help="What negatives of cand20 are not drawn from: the user's whole sequence, or window, the ten items shown (LLaRA).",
+            help="Negatives of cand20 are none of the user's: sequence (all items), or window (the ten shown; LLaRA).",
         ),
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
