@@ -194,7 +194,7 @@ CSV_COLUMNS = (
     "dataset", "dataset_sha256", "protocol", "mask_seen", "tier", "method", "label", "overrides", "seeds", "users",
     "metric", "mean", "low", "high", "sd_over_seeds", "best", "tied_with_best", "published", "paper", "paper_table",
     "verdict", "parameters", "trainable_parameters", "train_seconds", "users_per_second", "peak_memory_mib", "device",
-    "runs", "reason_missing", "family", "outside",
+    "runs", "reason_missing", "family", "outside", "search", "search_trials", "search_seconds",
 )  # fmt: skip
 
 
@@ -478,6 +478,8 @@ def _csv_lines(key: Key, row: Row) -> list[dict[str, Any]]:
         "reason_missing": escape_csv(row.reason_missing or ""), "family": escape_csv(row.family),
         "outside": row.outside,
     }  # fmt: skip
+    if (by := row.tuning) is not None:
+        same |= {"search": by.study, "search_trials": by.trials, "search_seconds": _rounded(by.spent_seconds)}
     if not row.runs:
         return [same]
     cost = {} if row.cost is None else {part: _rounded(value) for part, value in asdict(row.cost).items()}

@@ -1,5 +1,7 @@
 """Searches: on validation alone, the same effort for all, resumable, recorded, and their result is a suite."""
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +96,8 @@ def test_what_is_left_behind(stored, tmp_path, home):
         "study": study.identity, "trials": 4, "budget_trials": 4, "budget_seconds": None,
         "spent_seconds": content["spent_seconds"], "best_value": content["best_value"], "engine": "local",
     }  # fmt: skip
+    lines = csv.DictReader(io.StringIO(render(tmp_path, "csv")))
+    assert {(line["search"], line["search_trials"]) for line in lines} == {(study.identity, "4")}
 
 
 def test_a_network_is_searched_with_its_curve(stored, tmp_path):
