@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrec_bench.benchmark import metrics, records, standings, statistics
+from genrec_bench.benchmark import execute, metrics, records, standings, statistics
+from genrec_bench.benchmark.protocols import protocol
+from genrec_bench.benchmark.suite import Cell
+from genrec_bench.methods import registry
 
 RESULTS = Path(__file__).parents[1] / "results"
 MAX_BYTES = 20 * 2**20
@@ -23,6 +26,20 @@ def committed_files() -> list[Path]:
         for path in RESULTS.rglob("*")
         if path.is_file() and path.name not in ignored and not elsewhere & set(path.parts)
     ]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: "/".join(path.parts[-3:]))
+def test_the_same_command_finds_the_record_again(run: Path):
+    """Its id is the one that today's code gives the run."""
+    record = records.read(run)
+    rules = protocol(
+        record.protocol.name, record.protocol.mask_seen, record.protocol.parameters.get("exclude", "sequence")
+    )
+    config = registry.configure(record.method, record.config)
+    cell = Cell(
+        record.method, record.label, config, record.dataset.name, rules, record.seed, record.tier, None, None
+    )  # fmt: skip
+    assert execute.run_id(cell, record.dataset.sha256) == record.run_id == run.name
 
 
 def test_every_record_is_readable():
