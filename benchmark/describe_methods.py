@@ -5,6 +5,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 from tabulate import tabulate
 
 from genrec_bench.datasets.errors import InputError
@@ -30,7 +31,7 @@ def list_methods() -> str:
 def show_method(name: str) -> str:
     """A method's config, keys as ``--set`` takes them: types, defaults, and what a search may try."""
     cls = registry.get(name)
-    space, defaults = cls.Config.search_space, cls.Config()
+    space, defaults = cls.Config.search_space, cls.Config.model_construct()  # an outside one may want values
     rows = [[*row, _span(space.get(row[0], []))] for row in _settings(cls.Config, defaults)]
     listed = {row[0] for row in rows}  # settings of a method within this one are not, but those that are searched
     rows += [[key, "", _shortened(_at(defaults, key)), _span(space[key])] for key in space if key not in listed]
@@ -46,14 +47,16 @@ def _settings(model: type[BaseModel], values: BaseModel | None, above: str = "")
     """
     for name, field in model.model_fields.items():
         key = f"{above}{name}"
-        default = field.get_default(call_default_factory=True) if values is None else getattr(values, name)
+        default = (
+            field.get_default(call_default_factory=True) if values is None else getattr(values, name, PydanticUndefined)
+        )
         block = _block(field.annotation)
         if block is None:
             yield [key, _type(field.annotation), _shortened(default)]
             continue
         if type(None) in get_args(field.annotation):
             yield [key, "block or null", "null" if default is None else "as below"]
-        yield from _settings(block, default, f"{key}.")
+        yield from _settings(block, default if isinstance(default, BaseModel) else None, f"{key}.")
 
 
 def _at(values: Any, key: str) -> Any:
@@ -75,8 +78,8 @@ def _shortened(value: Any) -> str:
     """A default in a cell of the table; settings of another method only by their number."""
     if isinstance(value, dict) and value:
         return f"{len(value)} settings"
-    if value is None:
-        return "null"
+    if value is None or value is PydanticUndefined:
+        return "null" if value is None else "required"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

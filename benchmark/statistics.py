@@ -141,32 +141,30 @@ def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def paired_t(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided p of the paired t-test over users."""
-    from scipy import special  # scipy.stats takes a second to import
-
-    difference = differences(a, b)
-    if len(difference) < 2 or not difference.any():
-        return 1.0
-    error = difference.std(ddof=1) / np.sqrt(len(difference))
-    if error == 0.0:
-        return 0.0
-    return 2.0 * float(special.stdtr(len(difference) - 1, -abs(difference.mean() / error)))
+    return float(_p_of(differences(a, b)[None])[0])
 
 
 def _paired_t_each(a: np.ndarray, others: Sequence[np.ndarray]) -> list[float]:
     """`paired_t` of ``a`` (U,) and each of the others, at once where all users count in all."""
-    if not others or len(a) < 2:
-        return [1.0] * len(others)
+    if not others:
+        return []
     difference = a - np.stack(others)
     if np.isnan(difference).any():
         return [paired_t(a, other) for other in others]
-    from scipy import special
+    return _p_of(difference).tolist()
 
-    mean = difference.mean(axis=1)
-    difference -= mean[:, None]
-    error = np.sqrt(np.einsum("ru,ru->r", difference, difference) / (len(a) - 1) / len(a))
+
+def _p_of(difference: np.ndarray) -> np.ndarray:
+    """(R,) two-sided p of the t-test of each row of (R, n) differences."""
+    from scipy import special  # scipy.stats takes a second to import
+
+    count = difference.shape[1]
+    if count < 2:
+        return np.ones(len(difference))
+    error = difference.std(axis=1, ddof=1) / np.sqrt(count)
     with np.errstate(divide="ignore", invalid="ignore"):  # without spread: certain, or no difference at all
-        p = 2.0 * special.stdtr(len(a) - 1, -np.abs(mean / error))
-    return np.where(np.isnan(p), 1.0, p).tolist()
+        p = 2.0 * special.stdtr(count - 1, -np.abs(difference.mean(axis=1) / error))
+    return np.where(np.isnan(p), 1.0, p)
 
 
 def sign_flip(a: np.ndarray, b: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> float:

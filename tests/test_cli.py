@@ -183,6 +183,9 @@ def test_methods(command, tmp_path):
     file = plugin(tmp_path, "mine", '"""My own."""')
     assert "My own." in command("methods", "--plugin", file)[1]
     assert "no settings" in command("methods", "popularity")[1]
+    body = "from genrec_bench.methods.base import MethodConfig\nclass Config(MethodConfig):\n    size: int"
+    shown = command("methods", "wanting", "--plugin", plugin(tmp_path, "wanting", body))[1]
+    assert "size int required" in " ".join(shown.split())
 
 
 def test_a_scaffolded_method_passes_its_test_and_stands_in_the_table(stored, tmp_path, command):
