@@ -10,6 +10,7 @@ import torch
 
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.dropout import Dropout
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
 from genrec_bench.methods.language import sources
 
@@ -308,6 +309,23 @@ def test_lora_learns_adapters_and_new_rows_alone(tiny, kind, sizes, tmp_path):
     theirs.model.resize_token_embeddings(known + 6, mean_resizing=False)
     theirs.model = PeftModel.from_pretrained(theirs.model, tmp_path / "adapter").eval()
     assert torch.equal(_loss(theirs, ids), expected)
+
+
+def test_adapters_drop_what_they_read(tiny, tmp_path):
+    pytest.importorskip("peft")
+    backbone = tiny()
+    adapters.adapt(backbone, adapters.LoraSettings(r=2, dropout=0.25))
+    adapters.save_adapter(backbone, tmp_path)
+    loaded = tiny()
+    adapters.load_adapter(loaded, tmp_path, trainable=True)
+    for model in (backbone.model, loaded.model):
+        layers = [part.lora_dropout["default"] for part in model.modules() if hasattr(part, "lora_dropout")]
+        assert layers
+        assert {(type(layer), layer.p) for layer in layers} == {(Dropout, 0.25)}
+    seen = layers[0].train()(torch.ones(100_000))
+    assert torch.equal(seen.unique(), torch.tensor([0.0, 4 / 3]))
+    assert float((seen == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(layers[0].eval()(seen), seen)
 
 
 def test_without_lora_everything_learns(tiny):

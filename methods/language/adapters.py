@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.base import MethodConfig, Rate
 from genrec_bench.methods.decoding.tokens import unwrapped
+from genrec_bench.methods.dropout import Dropout
 from genrec_bench.methods.language import sources
 from genrec_bench.methods.language.backbone import Backbone
 
@@ -102,10 +103,11 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> N
     if len(tokenizer) > rows:
         backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
-        backbone.model = PeftModel.from_pretrained(backbone.model, folder, is_trainable=trainable).eval()
+        adapted = PeftModel.from_pretrained(backbone.model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(f"The adapter in {folder} is not one of this model: {first_line}") from error
+    backbone.model = _with_quick_dropout(adapted).eval()
     _check_whole(backbone, folder)
     backbone.tokenizer = tokenizer
 
@@ -143,7 +145,7 @@ def _with_adapters(backbone: Backbone, lora: LoraSettings, trainable_rows: Seque
         task_type=TASKS[backbone.kind],
     )
     try:
-        return get_peft_model(backbone.model, config)
+        return _with_quick_dropout(get_peft_model(backbone.model, config))
     except ValueError as error:
         if lora.targets is None:
             raise
@@ -152,6 +154,15 @@ def _with_adapters(backbone: Backbone, lora: LoraSettings, trainable_rows: Seque
         raise InputError(
             f"LoRA targets {', '.join(lora.targets)} are not in this model; its linear layers: {', '.join(linear)}"
         ) from error
+
+
+def _with_quick_dropout(model: Any) -> Any:
+    """Our dropout before the adapters: with torch's own, a CPU step of SmolLM2 takes a tenth longer."""
+    for part in model.modules():
+        for name, layer in getattr(part, "lora_dropout", {}).items():
+            if isinstance(layer, nn.Dropout):  # else Identity: no dropout
+                part.lora_dropout[name] = Dropout(layer.p)
+    return model
 
 
 def _row_matrices(model: Any) -> list[str]:
