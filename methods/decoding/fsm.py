@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from genrec_bench.methods.decoding.beam import StepView
-from genrec_bench.methods.decoding.tokens import log_mass_without
+from genrec_bench.methods.decoding.tokens import full_logits
 from genrec_bench.methods.decoding.trie import ItemTrie
 
 Aggregation = Literal["max", "sum"]
@@ -142,12 +142,16 @@ class Logits:
     token_ids: Sequence[Tensor]
 
     def __call__(self, step: StepView) -> Tensor:
-        codes = torch.cat(list(self.token_ids)).to(step.hidden.device)
-        mixed = step.model.logits(step.hidden, codes).float() * (1.0 - self.alpha)
-        first = sum(len(ids) for ids in self.token_ids[: step.level])
-        mixed += self.alpha * UNAVAILABLE
-        ranked = self.fsm.by_last_token(step)
-        offered = torch.where(ranked > -torch.inf, ranked - UNAVAILABLE, 0.0)
-        mixed[..., first : first + ranked.shape[-1]].add_(offered, alpha=self.alpha)
-        mass = torch.logaddexp(mixed.logsumexp(-1, keepdim=True), log_mass_without(step.model, step.hidden, codes))
-        return mixed.gather(-1, first + step.codes) - mass
+        levels = [ids.to(step.hidden.device) for ids in self.token_ids]
+        codes, ids = torch.cat(levels), levels[step.level]
+        ranked = self.fsm.by_last_token(step).flatten(0, 1)
+        offered = torch.where(ranked > -torch.inf, ranked - UNAVAILABLE, 0.0).mul_(self.alpha)
+        damped = step.hidden.new_ones(step.model.vocabulary_size, dtype=torch.float32)
+        damped[codes] -= self.alpha
+        unavailable = (damped != 1) * (self.alpha * UNAVAILABLE)
+
+        def mix(logits: Tensor, rows: slice) -> None:
+            logits.mul_(damped).add_(unavailable).index_add_(1, ids, offered[rows])
+
+        logits, mass = full_logits(step.model, step.hidden, ids[step.codes], mix)
+        return logits - mass

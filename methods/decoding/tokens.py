@@ -1,6 +1,6 @@
 """What a decoder asks of a language model, and how codes become tokens and logits log-probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -114,7 +114,7 @@ def candidate_log_probs(
     """
     places = tokens.places(level, codes)
     if normalise == "vocabulary":
-        logits, total = _full_logits(model, hidden, tokens.levels[level][places])
+        logits, total = full_logits(model, hidden, tokens.levels[level][places])
         return logits.masked_fill(~real, -torch.inf).sub_(total), logits
     if normalise == "trie" and len(tokens.levels[level]) > WIDE_LEVEL:
         looked_at = torch.where(real, places, 0).unique()
@@ -129,22 +129,22 @@ def candidate_log_probs(
     return scores.sub_(total), logits
 
 
-def _full_logits(model: TokenModel, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of ``ids`` (B, n, F) and the log of the vocabulary's summed exponentials (B, n, 1), some rows a time."""
-    rows = max(FULL_LOGITS // model.vocabulary_size, 1)
+def full_logits(
+    model: TokenModel, hidden: Tensor, ids: Tensor, change: Callable[[Tensor, slice], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits of ``ids`` (B, n, F) and the log of the vocabulary's summed exponentials (B, n, 1), some rows a time.
+
+    ``hidden`` (B, n, h). ``change`` gets the logits (rows, V) of each part, and which of the B * n rows they are, and
+    may write into them first.
+    """
+    count = max(FULL_LOGITS // model.vocabulary_size, 1)
+    hidden, flat = hidden.flatten(0, 1), ids.flatten(0, 1)
     found, totals = [], []
-    for part, part_ids in zip(hidden.flatten(0, 1).split(rows), ids.flatten(0, 1).split(rows), strict=True):
-        logits = model.logits(part, None).float()
-        found.append(logits.gather(-1, part_ids))
+    for start in range(0, len(flat), count):
+        rows = slice(start, start + count)
+        logits = model.logits(hidden[rows], None).float()
+        if change is not None:
+            change(logits, rows)
+        found.append(logits.gather(-1, flat[rows]))
         totals.append(logits.logsumexp(-1, keepdim=True))
     return torch.cat(found).view(ids.shape), torch.cat(totals).view(*ids.shape[:2], 1)
-
-
-def log_mass_without(model: TokenModel, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Log of the summed exponentials of all logits but those of ``tokens`` (K,), (B, n, 1); ``hidden`` (B, n, h)."""
-    rows = max(FULL_LOGITS // model.vocabulary_size, 1)
-    totals = [
-        model.logits(part, None).float().index_fill_(-1, tokens, -torch.inf).logsumexp(-1)
-        for part in hidden.flatten(0, 1).split(rows)
-    ]
-    return torch.cat(totals).view(*hidden.shape[:2], 1)
