@@ -206,14 +206,15 @@ def entry_of(runs: list[Record], load_ranks: LoadRanks) -> Entry:
         users = users if np.array_equal(users, other) else np.intersect1d(users, other)
     kind = runs[0].protocol.name
     kept = [ranks if len(mine) == len(users) else ranks[np.isin(mine, users)] for mine, ranks in loaded]
-    table = np.stack([metrics.per_user_table(ranks, kind) for ranks in kept])  # (seeds, metrics, U)
-    values, weights = dict(zip(metrics.by_rank(kind), table.mean(axis=0), strict=True)), {}
+    tables = [metrics.per_user_table(ranks, kind) for ranks in kept]  # (metrics, U) each
+    values, weights = dict(zip(metrics.by_rank(kind), sum(tables) / len(tables), strict=True)), {}
     for place, name in enumerate(values):
         if np.isnan(values[name]).any():
-            values[name] = statistics.over_seeds(table[:, place])
-            weights[name] = statistics.counted_share(table[:, place])
-    of_seeds = [metrics.means(ranks, kind) for ranks in kept]
-    seed_means = {name: [one[name] for one in of_seeds if name in one] for name in values}
+            of_seeds = np.stack([table[place] for table in tables])
+            values[name] = statistics.over_seeds(of_seeds)
+            weights[name] = statistics.counted_share(of_seeds)
+    means = [metrics.means(ranks, kind) for ranks in kept]
+    seed_means = {name: [one[name] for one in means if name in one] for name in values}
     counting = {name: found for name, found in seed_means.items() if found}
     return Entry(runs, users, {name: values[name] for name in counting}, weights, counting)
 
