@@ -207,7 +207,7 @@ def entry_of(runs: list[Record], load_ranks: LoadRanks) -> Entry:
     kind = runs[0].protocol.name
     kept = [ranks if len(mine) == len(users) else ranks[np.isin(mine, users)] for mine, ranks in loaded]
     tables = [metrics.per_user_table(ranks, kind) for ranks in kept]  # (metrics, U) each
-    values, weights = dict(zip(metrics.by_rank(kind), sum(tables) / len(tables), strict=True)), {}
+    values, weights = dict(zip(metrics.by_rank(kind), sum(tables[1:], start=tables[0]) / len(tables), strict=True)), {}
     for place, name in enumerate(values):
         if np.isnan(values[name]).any():
             of_seeds = np.stack([table[place] for table in tables])
