@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from genrec_bench.benchmark import metrics, models, records
 from genrec_bench.benchmark.evaluate import Answers, MethodFault, evaluate, validation_ranks
@@ -114,6 +115,7 @@ class _Learned:
 
 def _learn(cell: Cell, report: Callable[[Event], None], threads: int, others: Others | None) -> _Learned:
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # sums of NumPy's and SciPy's BLAS depend on it as well
     _keep_freed_memory()
     sha256, num_items, train, valid = _learnable(cell)
     identity = run_id(cell, sha256)

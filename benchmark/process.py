@@ -22,6 +22,9 @@ from typing import Any
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 
+# of libraries that are loaded later; `execute` tells those that are loaded already
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 def our_environment() -> dict[str, str]:
     """Our variables as they are now: the server that cells are forked from may know older ones, and no later ones."""
@@ -132,6 +135,7 @@ def _body(work: Work, connection: Connection) -> None:
     for name in [name for name in os.environ if name.startswith("GENREC_BENCH_")]:
         del os.environ[name]
     os.environ.update(work.environment)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(work.threads)))
     from genrec_bench.benchmark.execute import MethodFault, execute, learn
     from genrec_bench.benchmark.suite import smaller
 

@@ -233,6 +233,18 @@ def fit(self, train, context):
     assert run(tmp_path / "results", ["loads"], plugins=[plugin(tmp_path, "loads", body)]).failed == {}
 
 
+def test_all_libraries_of_a_cell_use_its_threads(stored, tmp_path):
+    """Sums depend on their number: NumPy's and SciPy's BLAS too, whatever the environment says, or is loaded late."""
+    body = """
+def fit(self, train, context):
+    super().fit(train, context)
+    import scipy.linalg, sklearn.cluster, threadpoolctl
+    found = {one['filepath']: one['num_threads'] for one in threadpoolctl.threadpool_info()}
+    assert found and set(found.values()) == {torch.get_num_threads()}, found
+"""
+    assert run(tmp_path / "results", ["counts"], jobs=2, plugins=[plugin(tmp_path, "counts", body)]).failed == {}
+
+
 def test_a_record_takes_the_place_of_its_failure(stored, tmp_path):
     flag = tmp_path / "flag"
     body = f"""
