@@ -78,8 +78,10 @@ def _shortened(value: Any) -> str:
     """A default in a cell of the table; settings of another method only by their number."""
     if isinstance(value, dict) and value:
         return f"{len(value)} settings"
-    if value is None or value is PydanticUndefined:
-        return "null" if value is None else "required"
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "null"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
