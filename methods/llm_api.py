@@ -32,7 +32,8 @@ from genrec_bench.methods.candidates.parsing import RULES
 from genrec_bench.methods.candidates.wording import CandidatesConfig, Question, QuestionWriter
 
 URL, MODEL, KEY = "GENREC_BENCH_API_URL", "GENREC_BENCH_API_MODEL", "GENREC_BENCH_API_KEY"
-OURS = frozenset({"messages", "model", "n", "stream"})  # parts of a request that are not the config's to set
+# Parts of a request that ``parameters`` cannot set.
+OURS = frozenset({"max_tokens", "messages", "model", "n", "seed", "stream", "temperature"})
 
 NEWS_EVERY = 50  # answers
 
@@ -47,7 +48,7 @@ class LLMApiConfig(CandidatesConfig):
     """Lengths are in characters. What costs money has no default: budgets and prices are None until they are set."""
 
     model: str = Field(default_factory=_model_of_the_environment)  # part of the run's identity wherever it comes from
-    temperature: NonNegativeFloat | None = 0.0  # None: not sent; above 0 the run's seed is sent too
+    temperature: NonNegativeFloat | None = 0.0  # None: not sent; but for 0 the run's seed is sent too
     max_tokens: PositiveInt | None = 64  # of an answer (LLaRA's released code); None: not sent
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # further ones of the request
     url: str | None = None  # None: $GENREC_BENCH_API_URL
@@ -80,7 +81,7 @@ class LLMApiConfig(CandidatesConfig):
     @classmethod
     def _parameters_are_not_ours(cls, parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if taken := sorted(OURS & parameters.keys()):
-            raise ValueError(f"'{taken[0]}' is set by the method itself")
+            raise ValueError(f"'{taken[0]}' is set by the method itself, from llm_api's other settings")
         return parameters
 
 
@@ -143,7 +144,7 @@ class LLMApi(Method):
         body: Body = {"model": config.model, "messages": [{"role": "user", "content": question.text()}]}
         if config.temperature is not None:
             body["temperature"] = config.temperature
-        if config.temperature:
+        if config.temperature != 0:  # the endpoint draws: each seed has answers of its own
             body["seed"] = self.seed
         if config.max_tokens is not None:
             body["max_tokens"] = config.max_tokens
@@ -214,6 +215,7 @@ class LLMApi(Method):
             stage="api",
             model=config.model,
             answered_by=sorted({reply.model for reply in replies if reply.model}),
+            hosts=sorted({reply.host for reply in replies if reply.host}),
             answers=len(replies),
             answers_without_count=sum(reply.prompt_tokens is None for reply in replies),
             prompt_tokens=prompt,

@@ -163,3 +163,11 @@ def test_the_oldest_items_are_left_out():
     assert writer(max_prompt=whole, marker_size=1).ask(HISTORY, CANDIDATES).text() == recent
     with pytest.raises(InputError, match=r"3 candidates alone make a question of \d+, and max_prompt is 100"):
         writer(max_prompt=100).ask(HISTORY, CANDIDATES)
+
+
+def test_candidates_that_are_cut_or_escaped_to_the_same_letters_keep_names_of_their_own():
+    titles = ["Heat", "[Rec]", "(Rec)", "A Very Long Title, Part 1", "A Very Long Title, Part 2", "(rec) (2)"]
+    question = writer(titles, max_title=12).ask(HISTORY[:1], np.array([5, 3, 4, 2, 1]))
+    assert question.titles == ["(rec) (2)", "A Very Long…", "A Very Long… (2)", "(Rec)", "(Rec) (3)"]
+    for column, title in enumerate(question.titles):
+        assert question.picked(title, "longest") == column

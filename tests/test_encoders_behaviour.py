@@ -1,6 +1,7 @@
 """Behaviour vectors: only training interactions shape them, they repeat, a kill costs little, SVD by hand."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import make_data, make_histories
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, InteractionData, TrainView
 from genrec_bench.datasets.splits import leave_one_out
+from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
@@ -212,6 +214,33 @@ def test_svd_gives_cosines_of_user_sets():
     assert vectors.shape == (4, 6)
     expected = [[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0.5, 0.5, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
+
+
+PLUGIN = """
+from genrec_bench.methods.gru4rec import GRU4Rec
+from genrec_bench.methods.registry import register
+
+
+@register("my_gru")
+class MyGRU(GRU4Rec):
+    pass
+"""
+
+
+def test_any_next_item_recommender_gives_vectors(tiny, make_context, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    train = leave_one_out(tiny).train
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    registry.load_plugin(tmp_path / "plugin.py")
+    ours = behaviour_vectors(train, make_context(), "gru4rec", dim=8, settings={**behaviour.QUICK, **QUICK})
+    assert np.array_equal(behaviour_vectors(train, make_context(), "my_gru", 8, 0, {**behaviour.QUICK, **QUICK}), ours)
+    settings = {**QUICK, "source": "tfidf_svd"}
+    texts = behaviour_vectors(train, make_context(), "morec", dim=8, settings=settings)
+    assert texts.shape == ours.shape
+    renamed = replace(train, items=train.items.assign(title=[f"other {i}" for i in range(train.num_items)]))
+    assert not np.array_equal(behaviour_vectors(renamed, make_context(), "morec", dim=8, settings=settings), texts)
+    with pytest.raises(InputError, match="Unknown behaviour encoder 'popularity'"):
+        behaviour_vectors(train, make_context(), "popularity")
 
 
 @pytest.mark.parametrize("kind", behaviour.ENCODERS)

@@ -1,11 +1,13 @@
 """A language model behind an endpoint that fails, stalls and talks nonsense: nothing lost, nothing asked twice."""
 
 import json
+import os
 import random
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -87,6 +89,7 @@ def test_a_hundred_questions_with_faults_at_thirty_lose_nothing(api, tmp_path, m
     assert report["completion_tokens"] == 2 * 100
     assert report["cost_usd"] == pytest.approx((2.0 * report["prompt_tokens"] + 10.0 * 200) / 1e6)
     assert report["valid"] == {"official": 100, "longest": 100}
+    assert report["hosts"] == [urlsplit(os.environ["GENREC_BENCH_API_URL"]).netloc]
     assert api.authorised
 
     for name in ("KEY", "URL"):
@@ -121,6 +124,8 @@ def test_what_is_asked(api, tmp_path):
     assert body == {"model": "stub-1", "temperature": 0.0, "max_tokens": 64, "top_p": 0.5}
     Bench(tmp_path, seed=7, temperature=0.5, max_tokens=None).choose(1)
     assert (api.bodies[1]["seed"], "max_tokens" in api.bodies[1]) == (7, False)
+    Bench(tmp_path, seed=8, temperature=None).choose(1)  # the endpoint's own temperature may be any
+    assert (api.bodies[2]["seed"], "temperature" in api.bodies[2]) == (8, False)
 
 
 def test_no_more_at_once_than_allowed(api, tmp_path):
@@ -326,8 +331,9 @@ def test_addresses_and_keys():
         with pytest.raises(EndpointError, match="characters that no key has") as error:
             checked_key(key)
         assert key not in str(error.value)
-    with pytest.raises(InputError, match="'messages' is set by the method itself"):
-        registry.configure("llm_api", {"parameters": {"messages": []}})
+    for name in ("messages", "temperature"):
+        with pytest.raises(InputError, match=f"'{name}' is set by the method itself"):
+            registry.configure("llm_api", {"parameters": {name: 1}})
 
 
 def the_cell(stored, **config):

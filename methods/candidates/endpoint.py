@@ -55,6 +55,7 @@ class Reply(BaseModel):
     model: str | None  # as the endpoint calls it, with its date
     prompt_tokens: NonNegativeInt | None
     completion_tokens: NonNegativeInt | None
+    host: str | None = None  # that answered: answers are found by what was asked, wherever it was asked
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Endpoint:
             self._sleep(self._not_before - time.monotonic())
             self.meter.request(again=attempt > 0)
             try:
-                reply = self._once(body)
+                reply = self._once(body).model_copy(update={"host": urlsplit(self.url).netloc})
             except _Passing as fault:
                 reason = str(fault)
                 if attempt + 1 < self.tries:

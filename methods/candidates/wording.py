@@ -21,6 +21,7 @@ import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.splits import normalised_title
 from genrec_bench.methods.base import MethodConfig
 from genrec_bench.methods.candidates.parsing import Match, pick
 
@@ -156,7 +157,8 @@ class QuestionWriter:
         nouns = NOUNS[self.config.kind]._asdict()
         wording = TEMPLATES[self.config.template if template is None else template]
         before, between, after = (part.format(**nouns) for part in wording)
-        offered = [Mention(int(item), self.title(int(item)), True) for item in candidates]
+        names = _told_apart([self.title(int(item)) for item in candidates])
+        offered = [Mention(int(item), name, True) for item, name in zip(candidates, names, strict=True)]
         taken = [Mention(int(item), self.title(int(item)), False) for item in history[-self.config.max_history :]]
         while True:
             question = Question(_joined(before, taken, between, offered, after))
@@ -172,6 +174,23 @@ class QuestionWriter:
     def _size(self, question: Question) -> int:
         mentions = sum(isinstance(piece, Mention) for piece in question.pieces)
         return self.size(question.text()) + mentions * self.marker_size
+
+
+def _told_apart(titles: list[str]) -> list[str]:
+    """``titles``, those that are cut or escaped to the same letters numbered from the second on.
+
+    The protocol draws candidates of different titles; an answer could name the first of such a pair alone.
+    """
+    found: list[str] = []
+    taken: set[str] = set()
+    for title in titles:
+        name, number = title, 1
+        while normalised_title(name) in taken:
+            number += 1
+            name = f"{title} ({number})"
+        taken.add(normalised_title(name))
+        found.append(name)
+    return found
 
 
 def _joined(

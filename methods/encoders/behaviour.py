@@ -1,7 +1,8 @@
 """Behaviour vectors of items: what users did with them, learned from training interactions alone.
 
 The item table of a recommender: sequential (LETTER uses SASRec, 32 wide), DIN (EAGER-LLM's, 64 wide) or on the graph
-(LightGCN, SGL, XSimGCL); or a truncated SVD in seconds.
+(LightGCN, SGL, XSimGCL); or a truncated SVD in seconds; or any other next-item recommender of the registry, with its
+own settings (MoRec, a plugin's).
 
 An index is made before a method is trained, so nothing held out may shape it, the validation items included: the
 recommender's number of epochs is chosen on the last TRAINING item of each user; then it learns anew from all training
@@ -18,6 +19,7 @@ see `with_cold_items`.
 """
 
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Set
@@ -39,6 +41,7 @@ from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.encoders.lightgcn import LightGCN
 from genrec_bench.methods.encoders.sgl import SGL
 from genrec_bench.methods.encoders.xsimgcl import XSimGCL
+from genrec_bench.methods.next_item import NextItemConfig, TrainedScorer
 from genrec_bench.methods.scoring import Scorer
 from genrec_bench.methods.seeding import seeded
 
@@ -67,12 +70,11 @@ def behaviour_vectors(
     (``epochs``, ``dropout``, ...). ``context.validate`` is never called. A killed run goes on where it stood. Raises
     InputError for an unknown kind or setting.
     """
-    if kind not in ENCODERS:
-        raise unknown("behaviour encoder", kind, ENCODERS)
+    make, more = (ENCODERS[kind], {}) if kind in ENCODERS else _of_the_registry(kind, train)
     if dim < 1:
         raise InputError(f"Behaviour vectors: dim={dim}, but a vector needs at least one number")
-    encoder = ENCODERS[kind](dim, settings)
-    key = {"version": VERSION, "kind": kind, "dim": dim, "seed": seed, "settings": encoder.settings}
+    encoder = make(dim, settings)
+    key = {"version": VERSION, "kind": kind, "dim": dim, "seed": seed, "settings": encoder.settings, **more}
     key |= {"num_items": train.num_items, "sequences": _sha256(train.sequences)}
 
     def write(folder: Path) -> None:
@@ -120,6 +122,16 @@ class _LightGCN(LightGCN):
     backend = "sparse"
 
 
+def _of_the_registry(name: str, train: TrainView) -> tuple["EncoderMaker", dict[str, str]]:
+    """A next-item recommender that is none of ours, or reads texts, and what else determines its vectors."""
+    method = registry.get(name) if name in registry.names() else None
+    if method is None or not (issubclass(method, TrainedScorer) and issubclass(method.Config, NextItemConfig)):
+        raise unknown("behaviour encoder", name, ENCODERS)
+    code = Path(inspect.getfile(method)).read_bytes()
+    more = {"code": hashlib.sha256(code).hexdigest(), "items": canonical_hash(train.items.to_dict("list"))}
+    return partial(_sequential, name, {}), more
+
+
 def _graph(name: str, method: type[Method], dim: int, settings: Mapping[str, Any]) -> Encoder:
     """The item table of a graph encoder. Users are asked as they were learned, by their number."""
     if "test_edges" in settings:
@@ -144,8 +156,9 @@ def _svd(dim: int, settings: Mapping[str, Any]) -> Encoder:
     return Encoder({}, lambda train, context, folder: cooccurrence_svd(train, dim))
 
 
+EncoderMaker = Callable[[int, Mapping[str, Any]], Encoder]
 # What a later encoder adds itself to.
-ENCODERS: dict[str, Callable[[int, Mapping[str, Any]], Encoder]] = {
+ENCODERS: dict[str, EncoderMaker] = {
     "caser": partial(_sequential, "caser", QUICK),
     "din": partial(_sequential, "din", DIN_QUICK),
     "gru4rec": partial(_sequential, "gru4rec", QUICK),
