@@ -59,6 +59,8 @@ def test_the_records_are_those_of_the_local_engine(stored, tmp_path, home, capsy
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
     names = [set(files_of(tmp_path / engine)) for engine in ("ray", "local")]
     assert names[0] == names[1]
+    (candidates,) = (name for name in names[0] if "candidates-" in name)
+    assert (tmp_path / "ray" / candidates).read_bytes() == (tmp_path / "local" / candidates).read_bytes()
     assert {path.name for path in (home / "models").iterdir()} == set(on_ray.run_ids)
     assert not [path for path in (home / "runs").iterdir() if path.suffix != ".lock"]
     assert not list((home / "ray").rglob("*.json"))  # neither records nor Tune's own state

@@ -311,6 +311,19 @@ def test_a_pretrained_model_gets_adapters_and_nothing_else_of_it_changes(name, f
     assert np.array_equal(method.choose(*asked).scores, loaded.choose(*asked).scores)
 
 
+def test_what_is_computed_again_learns_the_same(folder, table):
+    """A pool's chunks are computed twice, and with gradient checkpointing each of their layers within that."""
+    pytest.importorskip("peft")
+    config = {"backbone": folder, "decode": "loglik", "table": table, "lora": {"dropout": 0.0}, "dropout": 0.0}
+    at_once, in_parts, nested = (
+        fitted("rsllm", **config, batch_tokens=tokens, gradient_checkpointing=layers)
+        for tokens, layers in ((10**6, False), (1, False), (1, True))
+    )
+    for key, value in at_once._learned().items():
+        for other in (in_parts, nested):
+            assert torch.allclose(value, other._learned()[key], atol=1e-5), key
+
+
 def test_less_memory_computes_half_of_everything_at_a_time():
     config = registry.configure("rsllm", {"batch_tokens": 500, "rows_at_a_time": 5})
     less = config.less_memory()

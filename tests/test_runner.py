@@ -360,3 +360,13 @@ def test_a_relative_results_folder_and_another_home(stored, tmp_path, monkeypatc
     assert list((tmp_path / "here").rglob("run.json"))
     assert (other / "runs").is_dir()
     assert run(Path("here")).already == 1
+
+
+def test_candidates_are_the_same_whatever_asks_and_however_many_work(stored, tmp_path):
+    run(tmp_path / "one", ["popularity"], jobs=1, protocols=["cand20"])
+    run(tmp_path / "two", ["markov", "item_knn", "popularity"], jobs=2, protocols=["cand20"], seeds=[3, 4])
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("candidates-*")} for name in ("one", "two")
+    )
+    assert len(one) == 1
+    assert one == two
