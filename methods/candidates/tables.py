@@ -1,4 +1,8 @@
-"""The item table that a projector reads: a recommender's own, learned from training interactions, or a file."""
+"""The item table that a projector reads: a recommender's own, learned from training interactions, or a file.
+
+Deviation: the recommender learns from histories of up to 50 items (Caser: 5), its own setting; prompts show 10, and
+LLaRA's recommenders were trained on those.
+"""
 
 import hashlib
 from typing import Any
@@ -16,7 +20,7 @@ from genrec_bench.methods.encoders.behaviour import behaviour_vectors, with_cold
 class EncoderConfig(TunedConfig):
     """Where item vectors come from: the item table of a recommender, not its states."""
 
-    encoder: str = "sasrec"  # or gru4rec, caser, and any other of `genrec_bench.methods.encoders.behaviour`
+    encoder: str = "sasrec"  # or any other that `genrec_bench.methods.encoders.behaviour` knows
     encoder_dim: PositiveInt = 64  # RSLLM section 5.1
     encoder_seed: int = Field(default=0, ge=0)  # one table for all seeds of the method
     encoder_settings: dict[str, Any] = Field(default_factory=dict)  # of the recommender: epochs, dropout, ...
