@@ -5,7 +5,6 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 from tabulate import tabulate
 
 from genrec_bench.datasets.errors import InputError
@@ -47,9 +46,8 @@ def _settings(model: type[BaseModel], values: BaseModel | None, above: str = "")
     """
     for name, field in model.model_fields.items():
         key = f"{above}{name}"
-        default = (
-            field.get_default(call_default_factory=True) if values is None else getattr(values, name, PydanticUndefined)
-        )
+        own = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        default = getattr(values, name, own)
         block = _block(field.annotation)
         if block is None:
             yield [key, _type(field.annotation), _shortened(default)]
@@ -78,8 +76,6 @@ def _shortened(value: Any) -> str:
     """A default in a cell of the table; settings of another method only by their number."""
     if isinstance(value, dict) and value:
         return f"{len(value)} settings"
-    if value is PydanticUndefined:
-        return "required"
     if value is None:
         return "null"
     if isinstance(value, (tuple, list)):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from genrec_bench.datasets import store, synthetic
 
@@ -20,6 +22,8 @@ MAY_IMPORT = {
     "datasets": {"datasets"},
 }
 OPTIONAL = ("ray", "dgl", "optuna", "transformers", "peft")
+IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+TRACKERS = {"mlflow", "wandb"}  # a person has them or not: the code asks, and says what to install
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -68,6 +72,36 @@ def test_packages_are_the_tree():
         p for room in ROOMS for p in (ROOT / room).rglob("*") if p.is_file() and p.suffix not in {".py", *suffixes}
     ]
     assert [path for path in stray if "__pycache__" not in path.parts and path.name != "py.typed"] == []
+
+
+def requirements() -> list[Requirement]:
+    """Of the core and of every extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(text) for group in groups for text in group]
+
+
+def test_every_requirement_has_a_pin_that_satisfies_it():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in pairs}
+    for one in requirements():
+        name = canonicalize_name(one.name)
+        assert name in pins, f"{one} has no pin"
+        assert pins[name] in one.specifier, f"{one} is pinned to {pins[name]}"
+
+
+def test_no_requirement_is_bounded_from_above():
+    """Another project's bound beside ours could leave no version that both allow."""
+    bounded = {one.name for one in requirements() if {bound.operator for bound in one.specifier} - {">="}}
+    assert bounded == {"dgl"}  # pyproject.toml says why
+
+
+def test_what_is_imported_is_required():
+    required = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in (one.name.lower() for one in requirements())}
+    known = required | TRACKERS | sys.stdlib_module_names | {"genrec_bench"}
+    found = {module.partition(".")[0] for path in SOURCES for module in imported(ast.parse(path.read_text()))}
+    assert found - known == set()
 
 
 def test_datasets_does_not_shadow_hugging_face(tmp_path):
