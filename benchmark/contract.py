@@ -12,6 +12,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,10 @@ class Bench:
         return self.rules.split(self.data)
 
     def context(self, split: Split, kill_after: int | None = None, folder: Path | None = None) -> Context:
-        """A context on the CPU; ``kill_after`` validations the process "dies"."""
+        """A context on the CPU; ``kill_after`` validations the process "dies".
+
+        A ``folder`` has artefacts of its own: what other fits left would spare the training that is to be killed.
+        """
         self.number += 1
         judge = _Judge(split.valid, kill_after)
         return Context(
@@ -90,7 +94,7 @@ class Bench:
             device="cpu",
             scale="tiny",
             checkpoint=_JudgedCheckpoint(folder or self.folder / f"run{self.number}", judge),
-            artefacts=ArtefactCache(self.folder / "artefacts"),
+            artefacts=ArtefactCache((folder or self.folder) / "artefacts"),
             validate=judge,
         )
 
@@ -107,20 +111,23 @@ class Bench:
 class _Judge:
     """``context.validate`` whose answers depend on how often it was asked, never on the targets it holds.
 
-    They rise for a while: a method that keeps its best epoch keeps one that comes after the kills. It holds real
+    They rise for a while: a method that keeps its best epoch keeps one that comes after the kills. Each part of a
+    method made of others has a count of its own: a part that is found trained is not asked about. It holds real
     targets all the same: a method that digs them out gets other ones when they are poisoned.
     """
 
     def __init__(self, valid: HeldOut, kill_after: int | None):
-        self.valid, self.asked = valid, 0
+        self.valid = valid
+        self.asked: Counter[str] = Counter()  # by class
         self._left = kill_after
 
     def __call__(self, method: Method, users: int = 0) -> float:
         if self._left == 0:
             raise _Killed
         self._left = None if self._left is None else self._left - 1
-        self.asked += 1
-        return min(self.asked, RISING_VALIDATIONS) / 10
+        part = type(method).__name__
+        self.asked[part] += 1
+        return min(self.asked[part], RISING_VALIDATIONS) / 10
 
 
 class _JudgedCheckpoint(Checkpoint):
@@ -131,13 +138,13 @@ class _JudgedCheckpoint(Checkpoint):
         self._folder, self._judge = folder, judge
 
     def save(self, state: dict[str, Any]) -> None:
-        super().save({"state": state, "asked": self._judge.asked})
+        super().save({"state": state, "asked": dict(self._judge.asked)})
 
     def load(self) -> dict[str, Any] | None:
         saved = super().load()
         if saved is None:
             return None
-        self._judge.asked = saved["asked"]
+        self._judge.asked = Counter(saved["asked"])
         state: dict[str, Any] = saved["state"]
         return state
 

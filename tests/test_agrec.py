@@ -44,12 +44,13 @@ class Kit:
 
     def __init__(self, folder: Path):
         self.folder, self.events = folder, []
+        self.run: Path | None = None  # where checkpoints are kept, after each epoch
 
     def context(self, validate=judge) -> Context:
         torch.manual_seed(0)
         artefacts = ArtefactCache(self.folder / "artefacts")
         return Context(
-            0, "cpu", "tiny", Checkpoint(None), artefacts, validate, lambda **event: self.events.append(event)
+            0, "cpu", "tiny", Checkpoint(self.run, 0.0), artefacts, validate, lambda **event: self.events.append(event)
         )
 
     def fit(self, name="agrec", train=SPLIT.train, validate=judge, **config):
@@ -131,6 +132,37 @@ def test_several_rows_train_their_parts_once(kit):
     assert len([event for event in kit.events if "epoch" in event]) == len(trained)
     kit.agrec(alpha=0.3, graph={"encoder": "item_knn"})
     assert len([event for event in kit.events if "epoch" in event]) == len(trained)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("kill_at", [2, 4])
+def test_a_kill_in_either_phase_costs_what_came_after_its_checkpoint(tmp_path, kill_at):
+    """Of five validations two are of the language model and three of the graph."""
+    undisturbed, kit, asked = Kit(tmp_path / "undisturbed"), Kit(tmp_path / "killed"), SPLIT.test.histories
+    whole, parts = [], []
+
+    def watched(method, users=0):
+        whole.append(type(method).__name__)
+        return judge(method)
+
+    def killed(method, users=0):
+        parts.append(type(method).__name__)
+        if len(parts) == kill_at:
+            raise Killed
+        return judge(method)
+
+    expected = undisturbed.agrec(validate=watched, alpha=0.5).recommend(asked, 10)
+    assert whole == ["Tiger"] * 2 + ["LightGCN"] * 3
+    kit.run = tmp_path / "run"
+    with pytest.raises(Killed):
+        kit.agrec(validate=killed, alpha=0.5)
+    assert parts == whole[:kill_at]
+    resumed = kit.agrec(validate=killed, alpha=0.5)
+    assert parts[kill_at:] == whole[kill_at - 1 :]
+    assert same(resumed.recommend(asked, 10), expected)
 
 
 def test_training_random_state_is_the_same_with_and_without_the_cache(kit):

@@ -93,20 +93,27 @@ KEYS, ANSWERS, MASK, SEED, ROWS = (
 HELD_OUT, LOAD, RESUME, CANDIDATES = "no held-out item", "a loaded method", "killed and resumed", "candidate protocol"
 
 
+UNTRAINED = {"popularity", "item_knn", "markov", "llm_zero_shot", "llm_api"}
+
+
 def checks_of(cls):
     return 6 + 2 * cls.full_protocol() + cls.candidate_protocol()
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)
-def test_our_methods_keep_the_contract(name, request):
+def test_our_methods_keep_the_contract(name, request, monkeypatch):
     if name == "llm_api":
         request.getfixturevalue("api")
+    kills: list[str] = []
+    killed = type("Killed", (contract._Killed,), {"__init__": lambda self: kills.append(name)})
+    monkeypatch.setattr(contract, "_Killed", killed)
     lines: list[str] = []
     passed = check_method(registry.get(name), name, lines.append, registry.configure(name, TINY.get(name, {})))
     assert passed, "\n".join(lines)
     assert len(lines) == checks_of(registry.get(name)) + 1
     assert all(line.startswith("ok ") for line in lines[:-1])
     assert lines[-1].startswith(f"{name} passes the contract suite")
+    assert bool(kills) == (name not in UNTRAINED)
 
 
 class Mutable(MethodConfig):
@@ -307,6 +314,17 @@ class LosesWeights(Epochs):
         return torch.zeros_like(saved["weights"]), saved["epoch"], (saved["score"], saved["best"])
 
 
+class LosesEpochBeforeTheCache(LosesEpoch):
+    """What it learned is kept for whoever trains the same."""
+
+    def fit(self, train, context):
+        def build(folder):
+            LosesEpoch.fit(self, train, context)
+            self.save(folder)
+
+        self.load(context.artefacts.get("weights", {}, build), train, context)
+
+
 class PicksOutside(Popularity):
     def choose(self, histories, candidates):
         choice = super().choose(histories, candidates)
@@ -355,6 +373,7 @@ BROKEN = [
     Broken(LosesEpoch, RESUME, "an undisturbed and a resumed training give different"),
     Broken(LosesRandomState, RESUME, "an undisturbed and a resumed training give different"),
     Broken(LosesWeights, RESUME, "an undisturbed and a resumed training give different"),
+    Broken(LosesEpochBeforeTheCache, RESUME, "an undisturbed and a resumed training give different"),
     Broken(PicksOutside, CANDIDATES, "a pick outside -1..19"),
     Broken(PicksAtRandom, CANDIDATES, "pick other candidates"),
     Broken(Raises, ANSWERS, "raised ValueError: cannot learn"),
