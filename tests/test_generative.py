@@ -25,6 +25,7 @@ from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.indexing.index import ItemIndex, level_tokens
+from genrec_bench.methods.indexing.quality import PoorIndex
 
 pytest.importorskip("transformers")
 
@@ -195,6 +196,31 @@ def test_a_training_set_without_pairs(kit):
     method = tiger(kit)
     kit.fit(method, [[0], [1], []])
     assert sorted(method.recommend(make_histories([[0]]), 4).items[0].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_poor_index_is_refused_before_the_language_model_learns(kit):
+    asked = []
+    poor = tiger(kit, index=kit.index({**FOUR, "1": FOUR["0"]}))
+    with pytest.raises(PoorIndex, match=r"a collision rate of 25\.0%, above"):
+        kit.fit(poor, [[0, 1, 2, 3]], validate=lambda method, users=0: asked.append(method) or 0.5)
+    assert asked == []
+
+
+def test_methods_share_what_comes_before_them(kit):
+    """One set of text vectors for all, one index for those that ask for the same, and no more after a change of it."""
+    residual = {"builder": "residual", "levels": 2, "codes": 4}
+    letter = {"levels": 2, "codes": 4, "hidden": [8], "dim": 4, "epochs": 1, "groups": 2, "behaviour": "svd"}
+
+    def built_after(name: str, index: dict) -> tuple[int, int]:
+        method = registry.get(name)(registry.configure(name, {**SMALL, "epochs": 1, "index": index}))
+        kit.fit(method, [[0, 1, 2, 3], [3, 0, 1, 2]])
+        text, indices = (len(list(kit.folder.glob(f"artefacts/{stage}/*/"))) for stage in ("text_vectors", "index"))
+        return text, indices
+
+    assert built_after("tiger", residual) == (1, 1)
+    assert built_after("lc_rec", residual) == (1, 1)
+    assert built_after("letter_tiger", letter) == (1, 2)
+    assert built_after("tiger", {**residual, "codes": 3}) == (1, 3)
 
 
 # --- the loss ------------------------------------------------------------------------------------------------------

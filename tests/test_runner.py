@@ -245,6 +245,28 @@ def fit(self, train, context):
     assert run(tmp_path / "results", ["counts"], jobs=2, plugins=[plugin(tmp_path, "counts", body)]).failed == {}
 
 
+def test_a_kill_while_items_are_ranked_costs_no_training(stored, tmp_path):
+    trained, flag = tmp_path / "trained", tmp_path / "flag"
+    body = f"""
+def fit(self, train, context):
+    if context.checkpoint.load() is None:
+        with Path({str(trained)!r}).open("a") as file:
+            file.write("once ")
+        context.checkpoint.save({{"epoch": 1}})
+    super().fit(train, context)
+
+def recommend(self, histories, k):
+    if not os.path.exists({str(flag)!r}):
+        Path({str(flag)!r}).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return super().recommend(histories, k)
+"""
+    file, results = plugin(tmp_path, "dies", body), tmp_path / "results"
+    assert list(run(results, ["dies"], plugins=[file]).failed.values()) == ["its process ended by signal 9"]
+    assert run(results, ["dies"], plugins=[file]).done == 1
+    assert trained.read_text() == "once "
+
+
 def test_a_record_takes_the_place_of_its_failure(stored, tmp_path):
     flag = tmp_path / "flag"
     body = f"""
