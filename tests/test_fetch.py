@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import io
+import ssl
 import threading
+import urllib.error
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -185,6 +187,28 @@ def test_attempts_end(server: Server, tmp_path: Path) -> None:
     server.faults = ["404"]
     with pytest.raises(InputError, match="the server answers 404"):
         get(server.url, tmp_path / "data.bin")
+    assert leftovers(tmp_path) == []
+
+
+def test_a_server_that_refuses_names_the_way_without_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults = ["403"]
+    card, form = card_of(SourceFile(name="a.txt", url=server.url))
+    by_hand = ". By hand: get a.txt from https://nowhere, then run: genrec-bench data prepare toy --from DIR"
+    with pytest.raises(InputError) as refused:
+        fetch(card, form, tmp_path)
+    assert str(refused.value) == f"{server.url}: the server answers 403 Forbidden{by_hand}"
+
+    reason = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
+
+    def untrusted(*request: object) -> None:
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr(download_module, "_attempt", untrusted)
+    with pytest.raises(InputError) as refused:
+        fetch(card, form, tmp_path)
+    assert str(refused.value) == f"{server.url}: {reason}{by_hand}"
     assert leftovers(tmp_path) == []
 
 
