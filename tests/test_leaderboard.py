@@ -224,6 +224,12 @@ def test_candidate_ratio_is_correct_answers_over_valid_answers(tmp_path):
     assert metrics.check_arithmetic(found) == []
 
 
+def test_the_spread_over_seeds_is_that_of_a_sample(tmp_path):
+    add(tmp_path, "m", 0, [1, 1, 0, 0])
+    add(tmp_path, "m", 1, [1, 0, 0, 0])
+    assert rows(tmp_path)["m"]["metrics"]["recall@10"]["sd"] == pytest.approx(0.25 / np.sqrt(2), abs=1e-6)
+
+
 def test_nothing_valid_is_an_empty_cell(tmp_path):
     add(tmp_path, "m", 0, [0, 0, 0, 0], protocol=CAND20)
     assert set(rows(tmp_path)["m"]["metrics"]) == {"hitratio@1", "validratio"}

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from genrec_bench.benchmark.cli import app
 from genrec_bench.benchmark.contract import check_methods
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 PLUGIN = re.search(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -44,6 +45,17 @@ def test_commands_of_the_readme_exist():
     for command, sub in commands:
         shown = CliRunner().invoke(app, [command, *([sub] if command == "data" else []), "--help"])
         assert shown.exit_code == 0, (command, sub)
+
+
+def test_what_the_pages_point_at_exists():
+    """Relative links, and suites and benchmarks by name."""
+    found = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        found += [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text)]
+        found += [ROOT / name for name in re.findall(r"\b(?:suites/\w+\.yaml|benchmarks/\w+\.py)", text)]
+    assert len(found) > 50
+    assert [path for path in found if not path.exists()] == []
 
 
 def test_readme_is_short():

@@ -72,6 +72,15 @@ def test_a_kept_run_answers_as_its_method(kept, tiny):
     assert len(loaded.recommend(histories=[["item0"]], k=99)[0]) == 40  # no more than there are
 
 
+def test_many_users_are_asked_in_one_call(kept, tiny, monkeypatch):
+    loaded = load_run(id_of(kept, "markov"), kept)
+    recommend, calls = loaded.method.recommend, []
+    monkeypatch.setattr(loaded.method, "recommend", lambda *asked: (calls.append(asked), recommend(*asked))[1])
+    answers = loaded.recommend(tiny.user_ids.tolist(), k=3)
+    assert [len(answer) for answer in answers] == [3] * tiny.num_users
+    assert len(calls) == 1
+
+
 def test_the_command_line_says_what_python_says(kept, command):
     identity = id_of(kept, "markov")
     code, out, err = command("recommend", "--run", identity[:6], "--user", "user3", "--k=3", "--results", kept)
