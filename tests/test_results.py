@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrec_bench.benchmark import execute, metrics, records, standings, statistics
+from genrec_bench.benchmark import execute, metrics, records, standings, statistics, tuning_records
 from genrec_bench.benchmark.protocols import protocol
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.methods import registry
@@ -16,6 +16,7 @@ MAX_BYTES = 20 * 2**20
 TABLES = {"LEADERBOARD.md": "md", "leaderboard.csv": "csv", "leaderboard.json": "json", "leaderboard.tex": "latex"}
 KEPT = {"run.json", "ranks.parquet"}
 RUNS = sorted(path.parent for path in RESULTS.glob("*/*/*/run.json"))
+STUDIES = "tuning-*.json"
 
 
 def committed_files() -> list[Path]:
@@ -46,6 +47,14 @@ def test_every_record_is_readable():
     found, problems = records.read_all(RESULTS)
     assert not problems
     assert len(found) == len(RUNS) > 0
+
+
+def test_every_study_is_readable_and_in_its_place():
+    for path in committed_files():
+        if path.match(STUDIES):
+            study = tuning_records.read(path)
+            place = Path(study.dataset, study.method, f"tuning-{study.study}.json")
+            assert path.relative_to(RESULTS) == place
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -92,6 +101,8 @@ def test_records_hold_no_path_of_a_machine():
         text = (run / "run.json").read_text()
         assert str(Path.home()) + "/" not in text
         assert json.loads(text)["provenance"]["git_commit"]
+    for path in RESULTS.rglob(STUDIES):
+        assert str(Path.home()) + "/" not in path.read_text()
 
 
 def test_results_stay_small_and_clean():
@@ -103,7 +114,7 @@ def test_results_stay_small_and_clean():
         if path.name not in KEPT | set(TABLES)
         and not any(
             path.match(kept)
-            for kept in ("users-*.parquet", "candidates-*.parquet", "*.failed.json", "pictures/*/*.png")
+            for kept in ("users-*.parquet", "candidates-*.parquet", "*.failed.json", STUDIES, "pictures/*/*.png")
         )
     ]
     assert not strays
