@@ -27,6 +27,7 @@ from genrec_bench.benchmark.process import CellProcess, Work
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.datasets import store
+from genrec_bench.datasets.audit import audit
 from genrec_bench.datasets.errors import InputError
 
 
@@ -83,14 +84,21 @@ def run_grid(
 
 
 def lay_out(cells: Sequence[Cell], results: Path, progress: Progress, keep_models: bool) -> list[tuple[Cell, str, str]]:
-    """Each cell with its run id and its data set's sha256, once all that the grid needs has been found to be there."""
+    """Each cell with its run id and its data set's sha256, once all that the grid needs has been found to be there.
+
+    Says what in a data set breaks the protocols.
+    """
     records.check_writable(results)
     if keep_models:
         models.check_writable()
     hashes = {}
     for name in dict.fromkeys(cell.dataset for cell in cells):
         progress.say(f"data set {name}")
-        hashes[name] = store.load(name).sha256
+        data = store.load(name)
+        hashes[name] = data.sha256
+        for finding in audit(data):  # milliseconds: no more than reading the data
+            if finding.severity == "error":
+                progress.say(f"warning: data set {name}: {finding.message}; see: genrec-bench data audit {name}")
     return [(cell, run_id(cell, hashes[cell.dataset]), hashes[cell.dataset]) for cell in cells]
 
 

@@ -357,6 +357,19 @@ def test_a_home_that_cannot_be_written(stored, tmp_path, home):
         run(tmp_path)
 
 
+def test_data_that_break_the_protocols_are_warned_of(tmp_path, command):
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(30)[:6].tolist() for _ in range(20)]
+    store.save(make_data(rows, num_items=30, name="clean"))
+    store.save(make_data([*rows, [1, 2, 3, 4, 4]], num_items=30, name="faulty"))
+    code, _, err = command("run", "--method=popularity", "--dataset=clean", "--dataset=faulty", "--results", tmp_path)
+    assert code == 0
+    assert [line for line in err.splitlines() if line.startswith("warning: ")] == [
+        "warning: data set faulty: 1 sequences end in the same item twice; see: genrec-bench data audit faulty",
+        "warning: data set faulty: 1 interactions repeat a user-item pair; see: genrec-bench data audit faulty",
+    ]
+
+
 def test_a_data_set_nobody_has(stored, tmp_path):
     with pytest.raises(InputError, match=r"Unknown data set 'tinny'\. Did you mean: tiny"):
         run(tmp_path, datasets=["tiny", "tinny"])
