@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from genrec_bench.benchmark.evaluate import MethodFault, check_choice, evaluate
+from genrec_bench.benchmark.execute import raised
 from genrec_bench.benchmark.protocols import Cand20, Full, ProtocolRules
 from genrec_bench.datasets import synthetic
 from genrec_bench.datasets.interactions import Histories, InteractionData, TrainView
@@ -175,6 +177,7 @@ def check_method(cls: type[Method], name: str, say: Callable[[str], None], confi
     started = time.perf_counter()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on so little data more threads only wait for each other
+    libraries = threadpool_limits(1)
     passed = True
     try:
         data = synthetic.generate(num_users=150, num_items=80, seed=7)
@@ -188,8 +191,9 @@ def check_method(cls: type[Method], name: str, say: Callable[[str], None], confi
                 say(f"BROKEN  {title}: {error}")
             except Exception as error:
                 passed = False
-                say(f"BROKEN  {title}: raised {type(error).__name__}: {error}")
+                say(f"BROKEN  {title}: {raised(error)}")
     finally:
+        libraries.restore_original_limits()
         torch.set_num_threads(threads)
         shutil.rmtree(folder, ignore_errors=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -174,10 +174,12 @@ def _guard(step: Callable[[], Any], name: str) -> Any:
             ) from error
         if isinstance(error, InputError):  # says by itself what is wrong with the cell's settings or data
             raise MethodFault(str(error)) from error
-        at = _innermost(error)
-        raise MethodFault(
-            f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]} ({at})"
-        ) from error
+        raise MethodFault(f"{name} {raised(error)}") from error
+
+
+def raised(error: Exception) -> str:
+    """``raised ValueError: boom (plugin.py:24)``, on one line."""
+    return f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]} ({_innermost(error)})"
 
 
 def _innermost(error: BaseException) -> str:

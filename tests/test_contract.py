@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import rows_of
 from pydantic import ConfigDict
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from genrec_bench.benchmark import contract
 from genrec_bench.benchmark.contract import check_method, check_methods
@@ -467,14 +468,31 @@ def test_poison_changes_held_out_items_only_and_is_undone():
     assert np.array_equal(data.sequences.items, before)
 
 
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = torch.get_num_threads()
-    check_method(Raises, "broken", lambda line: None)
+    with threadpool_limits(2, user_api="blas"):
+        check_method(Raises, "broken", lambda line: None)
+        assert blas_threads() == {2}
     assert os.listdir(tmp_path) == []
     assert torch.get_num_threads() == threads
+
+
+def test_blas_has_one_thread_as_torch_has():
+    class Counts(Popularity):
+        def fit(self, train, context):
+            super().fit(train, context)
+            assert (blas_threads(), torch.get_num_threads()) == ({1}, 1)
+
+    lines: list[str] = []
+    with threadpool_limits(2, user_api="blas"):
+        assert check_method(Counts, "counts", lines.append), "\n".join(lines)
 
 
 def test_files_and_names(tmp_path):
@@ -486,6 +504,7 @@ def test_files_and_names(tmp_path):
     )
     lines: list[str] = []
     assert not check_methods(str(path), lines.append)
+    assert any(line.endswith("raised ZeroDivisionError: division by zero (two.py:7)") for line in lines)
     verdicts = [line.partition(":")[0] for line in lines if "the contract suite" in line]
     assert verdicts == ["good passes the contract suite", "bad does NOT pass the contract suite"]
     with pytest.raises(InputError, match="Did you mean: popularity"):
