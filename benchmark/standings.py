@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec_bench.benchmark import metrics, published, records, statistics, tables
+from genrec_bench.benchmark import metrics, published, records, statistics, table_data, tables
 from genrec_bench.benchmark.records import Failure, Protocol, Record
 from genrec_bench.benchmark.statistics import Interval
 from genrec_bench.benchmark.tables import Cell, Cost, Effort, Key, Leaderboard, Published, Row, State, Table
@@ -27,7 +27,14 @@ from genrec_bench.datasets.errors import InputError, unknown
 
 LoadRanks = Callable[[Record], tuple[np.ndarray, np.ndarray]]  # users (U,) ascending and ranks (U,) of one run
 TIERS = ("tiny", "base", "paper")
-FORMATS = (*tables.FORMATS, "html")
+FORMS: dict[str, Callable[[Leaderboard], str]] = {
+    "text": tables.text,
+    "md": tables.markdown,
+    "csv": table_data.as_csv,
+    "latex": tables.latex,
+    "json": table_data.as_json,
+}
+FORMATS = (*FORMS, "html")
 ORDER_BY = {"full": "recall@10", "cand20": "hitratio@1"}
 
 
@@ -84,7 +91,7 @@ def render(
         from genrec_bench.benchmark import report as html  # it stands on this module
 
         return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
-    form = partial(tables.text, bold=bold) if format == "text" else tables.FORMATS[format]
+    form = partial(tables.text, bold=bold) if format == "text" else FORMS[format]
     return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
 
 
