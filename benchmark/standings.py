@@ -283,10 +283,13 @@ def _table(one: Group, keys: Sequence[Key]) -> Table:
 def _states(entries: Sequence[Entry]) -> Iterator[State]:
     for entry in entries:
         for name in dict.fromkeys(variant.name for run in entry.runs for variant in run.variants):
-            found = [variant for run in entry.runs for variant in run.variants if variant.name == name]
-            measured = [{key: one.mean for key, one in each.metrics.items()} | each.text for each in found]
+            found = {run.seed: variant for run in entry.runs for variant in run.variants if variant.name == name}
+            measured = [{key: one.mean for key, one in each.metrics.items()} | each.text for each in found.values()]
             shared = set.intersection(*map(set, measured))
-            yield State(entry.name, name, {key: float(np.mean([one[key] for one in measured])) for key in shared})
+            seeds = f" (seed{'s' * (len(found) > 1)} {', '.join(map(str, found))})" * (len(found) < len(entry.runs))
+            yield State(
+                entry.name, name + seeds, {key: float(np.mean([one[key] for one in measured])) for key in shared}
+            )
 
 
 def _row(

@@ -123,7 +123,7 @@ class Effort:
 
 
 class State(NamedTuple):
-    """A state of a row's weights (an adapter on, off): means over seeds of what it was measured on."""
+    """A state of a row's weights (an adapter on, off): means over the row's seeds, or over those that the name says."""
 
     row: str
     name: str

@@ -317,6 +317,15 @@ def test_states_of_the_same_weights_stand_in_a_grid_of_their_own(results):
     assert "| two\\_states | adapter off | 0.3750" in standings.render(results, "md")
 
 
+def test_a_state_that_some_seeds_lack_names_those_that_have_it(tmp_path):
+    metrics_of = {"recall@10": {"mean": 0.5, "low": 0.0, "high": 1.0}}
+    for seed, names in enumerate((["free"], ["free", "trie", "strict"], ["free", "trie"])):
+        variants = [{"name": name, "metrics": metrics_of, "text": {}} for name in names]
+        add(tmp_path, "written", seed, [1, 0, 0, 0], variants=variants)
+    board, _ = standings.read(tmp_path)
+    assert [state.name for state in board.tables[0].states] == ["free", "trie (seeds 1, 2)", "strict (seed 1)"]
+
+
 def test_a_step_of_a_papers_ladder_stands_beside_its_own_figure(tmp_path):
     add(tmp_path, "step", 0, [1, 1, 1, 0], published_as="EAGER-LLM", published_variant="DKI+GCT")
     add(tmp_path, "other", 0, [1, 1, 0, 0], published_as="EAGER-LLM", published_variant="not printed")
