@@ -9,6 +9,7 @@ import typer
 from genrec_bench.datasets.errors import InputError
 
 if TYPE_CHECKING:
+    from genrec_bench.datasets.catalogue import Card
     from genrec_bench.datasets.download import Progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -26,8 +27,7 @@ def list_() -> None:
     rows = []
     for name in catalogue.names():
         card = catalogue.card(name)
-        how = "fetched" if any(form.fetchable for form in card.forms) else "by hand, --from DIR"
-        rows.append((name, card.title, "yes" if name in prepared else "no", how))
+        rows.append((name, card.title, "yes" if name in prepared else "no", _origin(card)))
     own = [name for name in prepared if name not in catalogue.names()]
     rows += [(name, "imported", "yes", "") for name in own]
     typer.echo(tabulate(rows, headers=["name", "title", "prepared", "files"], disable_numparse=True))
@@ -48,7 +48,7 @@ def prepare(
 
 @app.command("import")
 def import_(
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="Folder of the files, or the file of interactions.")],
     format: Annotated[str, typer.Option("--format", help="plain, letter, recbole, s3rec, amazon2014, ...")],
     name: Annotated[str, typer.Option("--name", help="Name to store it under.")],
     column: Annotated[list[str] | None, typer.Option("--column", help="ROLE=COLUMN (plain), such as user=uid.")] = None,
@@ -56,7 +56,13 @@ def import_(
     k_core: Annotated[int, typer.Option("--k-core", min=0, help="Keep users and items with K interactions.")] = 0,
     drop_repeats: Annotated[bool, typer.Option("--drop-repeats", help="Keep the first of a user-item pair.")] = False,
 ) -> None:
-    """Read your own files and store them as a data set."""
+    """Read your own files and store them as a data set.
+
+    Format plain: interactions.tsv (or .csv, .parquet, .tsv.gz) with columns
+    user_id, item_id, and timestamp (seconds) or order, else the lines are in
+    order; if there, items.tsv with item_id, title, description and categories
+    (joined by |). For other names: --column user=uid.
+    """
     from genrec_bench.datasets import store
 
     options: dict[str, Any] = _pairs(option or [], "--option")
@@ -84,7 +90,8 @@ def show(name: str) -> None:
     rows: list[tuple[str, ...]] = []
     facts: dict[str, float] = {}
     if ready:
-        facts = describe(store.load(name))
+        data = store.load(name)
+        facts = describe(data)
         rows.append(("here", *(f"{facts.pop(key):,}" for key in ("users", "items", "interactions"))))
     if card is not None:
         typer.echo(f"{card.title}\nterms: {card.terms}\ncite: {card.citation}")
@@ -94,11 +101,13 @@ def show(name: str) -> None:
         rows += [(p.source, f"{p.users:,}", f"{p.items:,}", f"{p.interactions:,}") for p in card.published]
         for form in card.forms:
             files = ", ".join(file.name for file in form.files) or "generated"
-            typer.echo(f"form {form.name}: {files}{'. ' + form.note if form.note else ''}")
+            how = " (fetched)" if form.fetchable else f" (--form {form.name})" if form.on_request else " (--from DIR)"
+            typer.echo(f"form {form.name}{how if form.files else ''}: {files}{'. ' + form.note if form.note else ''}")
     if rows:
         typer.echo("\n" + tabulate(rows, headers=["counts", "users", "items", "interactions"], stralign="right"))
     if facts:
-        shown = [(key.replace("_", " "), f"{value:.4g}") for key, value in facts.items()]
+        shown = [("sha256", data.sha256)]
+        shown += [(key.replace("_", " "), f"{value:.4g}") for key, value in facts.items()]
         typer.echo("\n" + tabulate(shown, disable_numparse=True, tablefmt="plain"))
     if not ready:
         typer.echo(f"\nNot prepared yet. Run: genrec-bench data prepare {name}")
@@ -120,6 +129,20 @@ def audit(name: str) -> None:
         typer.echo(f"{name}: nothing found")
     if has_errors(findings):
         raise typer.Exit(1)
+
+
+def _origin(card: "Card") -> str:
+    """How the files of a card are had."""
+    by_hand, fetched = card.forms[0].name, next((form for form in card.forms if form.fetchable), None)
+    if fetched is None:
+        return "by hand, prepare --from DIR"
+    if not fetched.files:
+        return "generated"
+    return (
+        "prepare fetches them"
+        if fetched is card.forms[0]
+        else f"prepare fetches form {fetched.name}; {by_hand} by hand"
+    )
 
 
 def _pairs(values: list[str], flag: str) -> dict[str, str]:

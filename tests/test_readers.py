@@ -66,6 +66,14 @@ def test_published_codes_go_round_byte_for_byte(tmp_path: Path) -> None:
     assert len(codes) == 9922
 
 
+def test_a_table_of_letters_numbers_is_its_file_without_texts(tmp_path: Path) -> None:
+    """So LETTER's Instruments.inter.json alone is the data set of our records, which were made of such a table."""
+    (tmp_path / "X.inter.json").write_text('{"0": [0, 2, 1], "1": [2, 0]}')
+    lines = "0\t0\t0\n0\t2\t1\n0\t1\t2\n1\t2\t0\n1\t0\t1\n"
+    table = plain_folder(tmp_path, "user_id\titem_id\torder\n" + lines, "item_id\ttitle\n0\t\n1\t\n2\t\n")
+    assert data_of(table, "plain").sha256 == data_of(tmp_path / "X.inter.json", "letter").sha256
+
+
 def test_plain_sorts_numbers_and_keeps_the_text(tmp_path: Path) -> None:
     data = data_of(plain_folder(tmp_path), "plain")
     assert sequences(data) == {"u1": ["a", "b"], "u2": ["b", "c"]}  # the tie at 30 keeps the file order

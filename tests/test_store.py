@@ -14,6 +14,7 @@ from genrec_bench.benchmark.cli_data import app
 from genrec_bench.datasets import store
 from genrec_bench.datasets.download import file_sha256
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.readers.plain import DEFAULT_COLUMNS
 from genrec_bench.datasets.synthetic import generate
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -197,6 +198,30 @@ def test_command_line(log: Path, tmp_path: Path) -> None:
     found = run(app, ["audit", "bad"])
     assert found.exit_code == 1
     assert "error: repeated_last_item: 1 sequences" in found.output
+
+
+def test_list_says_which_files_are_fetched(home: Path) -> None:
+    listed = CliRunner().invoke(app, ["list"]).output.splitlines()
+    said = {line.split()[0]: line.rsplit("  ", 1)[1].strip() for line in listed if "  " in line}
+    assert said["ml-100k"] == "prepare fetches them"
+    assert said["amazon2014-beauty"] == "prepare fetches form raw; plain by hand"  # the records are of form plain
+    assert said["amazon2018-instruments"] == "by hand, prepare --from DIR"  # form raw only if asked for
+    assert said["synthetic"] == "generated"
+
+
+def test_show_tells_the_content_and_how_each_form_is_had() -> None:
+    data = store.load("synthetic")
+    assert data.sha256 in CliRunner().invoke(app, ["show", "synthetic"]).output
+    shown = CliRunner().invoke(app, ["show", "amazon2018-instruments"]).output
+    assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("form ")] == [
+        "form plain (--from DIR)", "form letter (--from DIR)", "form raw (--form raw)",
+    ]  # fmt: skip
+
+
+def test_help_of_import_names_the_columns_of_plain() -> None:
+    shown = CliRunner().invoke(app, ["import", "--help"]).output
+    for column in DEFAULT_COLUMNS.values():
+        assert column in shown or column == "rating"
 
 
 def test_show_before_preparing() -> None:
