@@ -13,7 +13,7 @@ OPTIONAL = {
     "transformers": ("language", "methods on language models"),
     "peft": ("language", "LoRA adapters"),
     "gguf": ("language", "SmolLM2, the language model of tier base"),
-    "dgl": ("graph", "faster graph propagation on CPU (Python 3.11)"),
+    "dgl": ("graph", "another graph propagation (Python 3.11)"),
     "ray": ("ray", "runs over many GPUs and machines"),
     "optuna": ("tune", "hyper-parameter search"),
     "matplotlib": ("plots", "pictures of `plot` and `analyse`"),
