@@ -114,6 +114,7 @@ def _line(table: Table, row: Row) -> dict[str, Any]:
     for name, cell in row.metrics.items():
         line |= {name: cell.mean, f"{name} low": cell.low, f"{name} high": cell.high}
         line[f"{name} tied"] = cell.best or cell.tied_with_best
+    line |= row.list_metrics
     line |= asdict(row.cost) if row.cost is not None else {}
     return {**line, "runs": list(row.runs), "reason_missing": row.reason_missing}
 

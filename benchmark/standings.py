@@ -321,7 +321,8 @@ def _row(
     seeds_run = tuple(one.seed for one in entry.runs)
     return Row(
         name=entry.name, method=run.method, label=run.label, overrides=run.overrides, seeds=seeds_run,
-        users=len(entry.users), metrics=cells, cost=_cost(entry.runs), runs=tuple(one.run_id for one in entry.runs),
+        users=len(entry.users), metrics=cells, list_metrics=_list_metrics(entry.runs), cost=_cost(entry.runs),
+        runs=tuple(one.run_id for one in entry.runs),
         missing_seeds={one.seed: one.reason for one in sorted(failures, key=lambda one: (one.seed, one.run_id))
                        if (one.method, one.label) == (run.method, run.label) and one.seed not in seeds_run},
         family=run.family, outside=run.outside,
@@ -334,6 +335,12 @@ def _deviation(values: Sequence[float]) -> float | None:
         return None
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _list_metrics(runs: Sequence[Record]) -> dict[str, float]:
+    """Means over seeds, of what every seed has."""
+    shared = [name for name in runs[0].list_metrics if all(name in run.list_metrics for run in runs)]
+    return {name: float(np.mean([run.list_metrics[name] for run in runs])) for name in shared}
 
 
 def _cost(runs: Sequence[Record]) -> Cost:

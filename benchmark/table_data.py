@@ -18,7 +18,10 @@ CSV_COLUMNS = (
 
 
 def as_csv(board: Leaderboard) -> str:
-    """One line a row and metric, so that a spreadsheet can pivot; an empty cell is one line with its reason."""
+    """One line a row and metric, so that a spreadsheet can pivot; an empty cell is one line with its reason.
+
+    Metrics of whole lists (coverage, novelty, popularity lift) have a mean only.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
@@ -53,6 +56,7 @@ def _json_row(key: Key, row: Row) -> dict[str, Any]:
         "seeds": list(row.seeds),
         "users": row.users,
         "metrics": {name: {part: _rounded(value) for part, value in cell.items()} for name, cell in cells.items()},
+        "list_metrics": {name: _rounded(value) for name, value in row.list_metrics.items()},
         "published": {name: target for name, target in printed.items() if target is not None},
         "cost": None if row.cost is None else {part: _rounded(value) for part, value in asdict(row.cost).items()},
         "runs": list(row.runs),
@@ -83,7 +87,8 @@ def _csv_lines(key: Key, row: Row) -> list[dict[str, Any]]:
     if not row.runs:
         return [same]
     cost = {} if row.cost is None else {part: _rounded(value) for part, value in asdict(row.cost).items()}
-    return [{**same, **cost, **_csv_cell(name, cell)} for name, cell in row.metrics.items()]
+    of_lists = [{"metric": name, "mean": _rounded(value)} for name, value in row.list_metrics.items()]
+    return [{**same, **cost, **line} for line in (*(_csv_cell(*one) for one in row.metrics.items()), *of_lists)]
 
 
 def _csv_cell(name: str, cell: Cell) -> dict[str, Any]:

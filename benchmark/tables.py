@@ -93,6 +93,7 @@ class Row:
     seeds: tuple[int, ...] = ()
     users: int = 0
     metrics: Mapping[str, Cell] = field(default_factory=dict)
+    list_metrics: Mapping[str, float] = field(default_factory=dict)  # coverage, novelty, ...: means over seeds
     cost: Cost | None = None
     runs: tuple[str, ...] = ()
     reason_missing: str | None = None

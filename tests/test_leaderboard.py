@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_records import make_failure, make_record, make_users
 
-from genrec_bench.benchmark import metrics, records, standings, statistics
+from genrec_bench.benchmark import leaderboard, metrics, records, standings, statistics
 from genrec_bench.datasets.errors import InputError
 
 BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 9, "items": 20, "interactions": 99}
@@ -103,6 +103,8 @@ def test_json_golden(results):
     assert beta["metrics"]["recall@10"]["mean"] == 0.25
     assert beta["metrics"]["recall@10"]["tied_with_best"]
     assert beta["metrics"]["recall@10"]["sd"] == 0.0  # each seed found one of four
+    assert beta["list_metrics"] == {"coverage@10": 0.5}
+    assert tiger["list_metrics"] == {}
     assert beta["seeds"] == [0, 1]
     assert len(beta["runs"]) == 2
     assert beta["cost"]["train_seconds"] == 1.5
@@ -117,11 +119,20 @@ def test_json_golden(results):
 
 def test_csv_has_a_line_a_metric_and_one_for_an_empty_cell(results):
     lines = list(csv.DictReader(io.StringIO(standings.render(results, "csv"))))
-    assert len(lines) == 9 + 9 + 1
+    assert len(lines) == 10 + 10 + 1
+    coverage = next(line for line in lines if (line["label"], line["metric"]) == ("beta", "coverage@10"))
+    assert (coverage["mean"], coverage["low"], coverage["best"]) == ("0.5", "", "")
     recall = next(line for line in lines if (line["label"], line["metric"]) == ("beta", "recall@10"))
     assert (recall["mean"], recall["low"], recall["high"], recall["sd_over_seeds"]) == ("0.25", "0.0", "0.5", "0.0")
     assert (recall["seeds"], recall["tied_with_best"]) == ("0 1", "True")
     assert (lines[-1]["label"], lines[-1]["reason_missing"]) == ("tiger", "out of memory")
+
+
+def test_metrics_of_lists_are_means_over_seeds(tmp_path):
+    add(tmp_path, "m", 0, [1, 0, 0, 0], list_metrics={"coverage@10": 0.5, "novelty@10": 3.0})
+    add(tmp_path, "m", 1, [1, 0, 0, 0], list_metrics={"coverage@10": 0.25})
+    assert rows(tmp_path)["m"]["list_metrics"] == {"coverage@10": 0.375}
+    assert leaderboard(tmp_path)["coverage@10"].tolist() == [0.375]
 
 
 def test_latex_golden(results):
