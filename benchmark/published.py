@@ -16,6 +16,7 @@ from genrec_bench.benchmark.statistics import Interval
 
 PAPERS = ("EAGER-LLM", "AGRec", "RSLLM", "LLaRA")  # the first that prints a figure is shown
 MAIN_VARIANTS = ("", "encoder=SASRec")  # the row a paper calls by the method's name, in this order
+VERDICTS = ("reproduced", "consistent", "close", "higher", "lower", "other model", "different protocol")
 REPRODUCED = 0.05  # relative difference
 CLOSE = 0.15
 
@@ -79,17 +80,22 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def verdict(measured: Interval, printed: float, same_protocol: bool) -> str:
-    """How ours relates to a printed figure: reproduced, close, higher, lower (ours is), or different protocol.
+def verdict(measured: Interval, printed: float, same_protocol: bool, same_model: bool = True) -> str:
+    """How ours relates to a printed figure: one of `VERDICTS`.
 
-    Reproduced: inside our 95% interval, or within 5% of the printed figure. Close: within 15% of it.
+    Reproduced: within 5% of the printed figure. Consistent: it is inside our 95% interval, which few users make wide.
+    Close: within 15% of it. Otherwise ours is higher or lower.
     """
     if not same_protocol:
         return "different protocol"
+    if not same_model:
+        return "other model"
     difference = abs(measured.mean - printed)
     rounding = 1e-9  # 5% exactly is within 5%
-    if measured.low <= printed <= measured.high or difference <= REPRODUCED * printed + rounding:
+    if difference <= REPRODUCED * printed + rounding:
         return "reproduced"
+    if measured.low <= printed <= measured.high:
+        return "consistent"
     if difference <= CLOSE * printed + rounding:
         return "close"
     return "higher" if measured.mean > printed else "lower"

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from genrec_bench.benchmark import figures, standings, svg, tables
+from genrec_bench.benchmark import figures, published, standings, svg, tables
 from genrec_bench.benchmark.records import Record
 from genrec_bench.benchmark.tables import Cell, Leaderboard, Row, Table
 
@@ -26,7 +26,7 @@ SLICES = {
     "tail_target": "rare target",
     "cold_target": "unseen target",
 }
-VERDICTS = {"reproduced": "=", "close": "≈", "higher": "↑", "lower": "↓", "different protocol": "≠"}
+VERDICTS = dict(zip(published.VERDICTS, "=∋≈↑↓≠≠", strict=True))
 
 
 @dataclass(frozen=True)

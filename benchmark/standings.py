@@ -312,7 +312,8 @@ def _row(
         # The papers leave seen items in the ranking, and let a language model write its answer.
         same_protocol = not run.protocol.mask_seen and answers_by(run) is None
         beside = None if target is None else Published(
-            target.value, target.paper, target.table, published.verdict(interval, target.value, same_protocol)
+            target.value, target.paper, target.table,
+            published.verdict(interval, target.value, same_protocol, not _smaller_model(run)),
         )  # fmt: skip
         cells[name] = Cell(
             interval.mean, interval.low, interval.high, _deviation(seeds),
@@ -378,6 +379,14 @@ def answers_by(run: Record) -> str | None:
     if decode == "loglik":
         return f"the title of the highest likelihood, {'a mean over' if normalise else 'summed over'} its tokens"
     return "one that it writes greedily among the candidates' titles" if decode == "trie" else None
+
+
+def _smaller_model(run: Record) -> bool:
+    """Whether its language model is the one of a tier below paper, which has the papers', and none that was named."""
+    lm = run.config.get("lm")  # AGRec's, and what it is given
+    settings = lm.get("settings") if isinstance(lm, dict) else run.config
+    named = isinstance(settings, dict) and settings.get("backbone") is not None
+    return run.tier != "paper" and not named and (isinstance(lm, dict) or "backbone" in run.config)
 
 
 def _notes(one: Group, rows: Sequence[Row], keys: Sequence[Key]) -> list[str]:

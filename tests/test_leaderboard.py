@@ -213,6 +213,26 @@ def test_seen_items_removed_is_another_protocol_than_the_papers(tmp_path):
     assert rows(tmp_path)["eager"]["published"]["recall@10"]["verdict"] == "different protocol"
 
 
+@pytest.mark.parametrize(
+    ("tier", "config", "expected"),
+    [
+        ("tiny", {"backbone": None}, "other model"),
+        ("base", {"backbone": None}, "other model"),
+        ("paper", {"backbone": None}, "higher"),
+        ("base", {"backbone": "huggyllama/llama-7b"}, "higher"),
+        ("tiny", {"lm": {"method": "letter_lc_rec", "settings": {}}}, "other model"),
+        ("tiny", {"lm": {"method": "letter_lc_rec", "settings": {"backbone": "llama"}}}, "higher"),
+        ("tiny", {"lm": None}, "higher"),
+    ],
+)
+def test_another_language_model_than_the_papers_is_said_to_be_one(tmp_path, tier, config, expected):
+    """Only tier paper has theirs, unless a run names one."""
+    add(tmp_path, "eager", 0, [1, 1, 1, 0], published_as="EAGER-LLM", tier=tier, config=config)
+    assert rows(tmp_path)["eager"]["published"]["recall@10"] == {
+        "value": 0.083, "paper": "EAGER-LLM", "table": "2", "verdict": expected,
+    }  # fmt: skip
+
+
 def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
     """Valid by construction: no printed ValidRatio is reproduced by them."""
     named = {"method": "tallrec", "published_as": "TALLRec", "protocol": CAND20}
@@ -220,7 +240,7 @@ def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
     add(tmp_path, "likeliest", 0, [1, 2, 3, 1], config={"decode": "loglik", "normalise": False}, **named)
     add(tmp_path, "written", 0, [1, 2, 0, 1], config={"decode": "free"}, **named)
     verdicts = {name: row["published"]["validratio"]["verdict"] for name, row in rows(tmp_path).items()}
-    assert verdicts == {"likeliest": "different protocol", "written": "reproduced"}  # four users say little
+    assert verdicts == {"likeliest": "different protocol", "written": "consistent"}  # four users say little
     told = standings.render(tmp_path, "md")
     assert "likeliest: the answer is the title of the highest likelihood, summed over its tokens" in told
     assert "written: the answer" not in told

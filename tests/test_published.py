@@ -83,7 +83,7 @@ def test_lookup_leaves_out_what_cannot_be_a_target():
     [
         (0.105, 0.104, 0.106, "reproduced"),  # exactly 5% above
         (0.095, 0.094, 0.096, "reproduced"),
-        (0.120, 0.099, 0.141, "reproduced"),  # 20% above, but 0.1 is inside the interval
+        (0.120, 0.099, 0.141, "consistent"),  # 20% above, but 0.1 is inside the interval
         (0.106, 0.105, 0.107, "close"),
         (0.115, 0.114, 0.116, "close"),  # exactly 15% above
         (0.116, 0.115, 0.117, "higher"),
@@ -93,4 +93,5 @@ def test_lookup_leaves_out_what_cannot_be_a_target():
 def test_verdicts(mean, low, high, expected):
     measured = Interval(mean=mean, low=low, high=high)
     assert published.verdict(measured, 0.1, same_protocol=True) == expected
-    assert published.verdict(measured, 0.1, same_protocol=False) == "different protocol"
+    assert published.verdict(measured, 0.1, same_protocol=True, same_model=False) == "other model"
+    assert published.verdict(measured, 0.1, same_protocol=False, same_model=False) == "different protocol"
