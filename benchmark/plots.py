@@ -125,9 +125,9 @@ def _frontier(plots: Any, figure: Frontier, title: str) -> Any:
 
 
 def _slices(plots: Any, figure: SliceChart, title: str) -> Any:
-    height = 0.7 + 0.24 * len(figure.rows)
+    height = 1.4 + 0.24 * len(figure.rows)  # titles and axis, which one row needs as well, and the rows
     picture, panes = plots.subplots(1, len(figure.slices), figsize=(2 + 1.7 * len(figure.slices), height), sharey=True,
-                                    sharex=True, squeeze=False)  # fmt: skip
+                                    sharex=True, squeeze=False, layout="constrained")  # fmt: skip
     for column, (pane, (name, users)) in enumerate(zip(panes[0], figure.slices, strict=True)):
         for place, (_, cells) in enumerate(figure.rows):
             one = cells[column]
@@ -140,7 +140,6 @@ def _slices(plots: Any, figure: SliceChart, title: str) -> Any:
     panes[0][0].invert_yaxis()
     picture.supxlabel(metric_title(figure.metric), fontsize=8)
     picture.suptitle(_text(title), fontsize=8, x=0.02, ha="left")
-    picture.tight_layout()
     return picture
 
 

@@ -11,8 +11,9 @@ from scipy import stats
 from test_leaderboard import BEAUTY, CAND20, add, fail
 from test_records import make_record
 
-from genrec_bench.benchmark import figures, report, standings, statistics, svg
+from genrec_bench.benchmark import figures, plots, report, standings, statistics, svg
 from genrec_bench.benchmark.figures import CriticalDifference
+from genrec_bench.benchmark.statistics import Interval
 
 HOSTILE = "<script>alert(1)</script>"
 ML = {"name": "ml-100k", "sha256": "11ee", "users": 9, "items": 20, "interactions": 99}
@@ -185,6 +186,20 @@ def test_axes_hold_what_they_show():
             assert values[0] <= low
             assert values[-1] >= high
             assert len(values) > 1
+
+
+def test_a_picture_of_one_row_has_room_for_its_titles(tmp_path, recwarn):
+    pytest.importorskip("matplotlib")
+    pyplot = plots.pyplot()
+    chart = figures.SliceChart("ndcg@10", (("short_history", 2),), (("a", (Interval(mean=0.5, low=0.2, high=0.8),)),))
+    picture = plots._slices(pyplot, chart, "Title")
+    picture.canvas.draw()
+    boxes = [text.get_window_extent() for text in (picture._suptitle, picture.axes[0]._left_title)]
+    ticks = [label.get_window_extent() for label in picture.axes[0].get_xticklabels()]
+    assert boxes[0].y0 >= boxes[1].y1
+    assert min(box.y0 for box in ticks) >= picture._supxlabel.get_window_extent().y1
+    pyplot.close(picture)
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_pictures_of_every_figure(tmp_path, command):
