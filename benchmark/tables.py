@@ -31,6 +31,14 @@ WIDE = {
     "full": ("recall@5", "recall@10", "ndcg@5", "ndcg@10"),
     "cand20": ("hitratio@1", "validratio", "hitratio@1_given_valid"),
 }
+MARKDOWN_HEAD = """# Leaderboard
+
+Each table is one data set, one protocol and one tier: the language models of tier tiny are small and trained from
+scratch, base has SmolLM2-135M, paper the papers' own. Values are means over users (seeds averaged first) with 95%
+intervals; bold is the best, \\* tied with it (paired tests, Holm's correction).
+
+Behind a paper's figure: reproduced (within 5%), consistent (only inside our interval), close (within 15%), higher or
+lower (ours is), other model (ours is smaller), different protocol: [docs/report.md](../docs/report.md)."""
 STATE_TEXT = {"exact_match": "title exact", "token_f1": "title F1"}
 SPELLING = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hitratio": "HitRatio", "validratio": "ValidRatio"}
 
@@ -154,8 +162,8 @@ def text(board: Leaderboard, bold: bool = False) -> str:
 
 
 def markdown(board: Leaderboard) -> str:
-    """A heading and a pipe table a group."""
-    return "\n\n".join(_markdown_table(table) for table in board.tables) + "\n"
+    """What the words in it mean, then a heading and a pipe table a group."""
+    return "\n\n".join([MARKDOWN_HEAD, *(_markdown_table(table) for table in board.tables)]) + "\n"
 
 
 def latex(board: Leaderboard) -> str:
@@ -336,7 +344,7 @@ def _markdown_table(table: Table) -> str:
     grid = tabulate(lines, head, tablefmt="pipe", disable_numparse=True)
     notes = [f"- {escape_markdown(note)}" for note in table.notes]
     legend = "Best bold, \\* tied with best; 95% intervals over users."
-    parts = [f"### {escape_markdown(heading(table))}", "", legend, "", grid, *(["", *notes] if notes else [])]
+    parts = [f"## {escape_markdown(heading(table))}", "", legend, "", grid, *(["", *notes] if notes else [])]
     if table.states:
         parts += ["", "The same weights in other states:", "", _states(table, escape_markdown, "pipe")]
     return "\n".join(parts)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_records import make_failure, make_record, make_users
 
-from genrec_bench.benchmark import leaderboard, metrics, records, standings, statistics
+from genrec_bench.benchmark import leaderboard, metrics, published, records, standings, statistics
 from genrec_bench.datasets.errors import InputError
 
 BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 9, "items": 20, "interactions": 99}
@@ -79,8 +79,12 @@ def test_the_best_is_bold_on_a_terminal(results):
 
 
 def test_markdown_golden(results):
-    lines = standings.render(results, "md").splitlines()
-    assert lines[0] == "### Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds"
+    told, _, found = standings.render(results, "md").partition("\n\n##")
+    lines = f"##{found}".splitlines()
+    assert told.startswith("# Leaderboard\n\nEach table is")
+    for verdict in published.VERDICTS:
+        assert verdict in told
+    assert lines[0] == "## Amazon 2014 Beauty · full ranking · seen items kept · tier tiny · 4 users · 1-2 seeds"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:]]
     assert cells[0][:5] == ["method", "users", "seeds", "Recall@5", "Recall@10"]
     best, tied = r"**0.7500** \[0.2500, 1.0000\]", r"0.2500\* \[0.0000, 0.5000\]"
