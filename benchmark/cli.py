@@ -40,10 +40,9 @@ def quickstart(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run the default suite on MovieLens-100K and print its tables."""
-    import genrec_bench.suites as suites
-    from genrec_bench.benchmark.suite import read_suite
+    from genrec_bench.benchmark.suite import read_suite, suite_folder
 
-    suite = read_suite(Path(next(iter(suites.__path__))) / "quickstart.yaml")
+    suite = read_suite(suite_folder() / "quickstart.yaml")
     _run_and_print(suite, results, {}, quiet)
 
 
@@ -339,6 +338,7 @@ def plot(
 
 def _write(path: Path, text: str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror}") from None

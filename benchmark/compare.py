@@ -79,7 +79,7 @@ def _pick(entries: Sequence[Entry], name: str) -> Entry | None:
     for level in range(3):
         named = [entry for entry in entries if _names(entry)[level] == name]
         if len(named) > 1:
-            raise InputError(f"'{name}' names {len(named)} rows: give one of {', '.join(one.name for one in named)}")
+            raise InputError(f"'{name}' names {len(named)} rows: give one of {'; '.join(one.name for one in named)}")
         if named:
             return named[0]
     return None

@@ -88,9 +88,6 @@ def lay_out(cells: Sequence[Cell], results: Path, progress: Progress, keep_model
 
     Says what in a data set breaks the protocols.
     """
-    records.check_writable(results)
-    if keep_models:
-        models.check_writable()
     hashes = {}
     for name in dict.fromkeys(cell.dataset for cell in cells):
         progress.say(f"data set {name}")
@@ -99,6 +96,9 @@ def lay_out(cells: Sequence[Cell], results: Path, progress: Progress, keep_model
         for finding in audit(data):  # milliseconds: no more than reading the data
             if finding.severity == "error":
                 progress.say(f"warning: data set {name}: {finding.message}; see: genrec-bench data audit {name}")
+    records.check_writable(results)  # after the data sets: a misspelt one leaves no folder
+    if keep_models:
+        models.check_writable()
     return [(cell, run_id(cell, hashes[cell.dataset]), hashes[cell.dataset]) for cell in cells]
 
 

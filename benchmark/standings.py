@@ -398,7 +398,7 @@ def _notes(one: Group, rows: Sequence[Row], keys: Sequence[Key]) -> list[str]:
     for entry in one.entries:
         if (how := answers_by(entry.runs[0])) is not None:
             named[how].append(entry.name)
-    notes += [f"{', '.join(sorted(names))}: the answer is {how}, so all are valid" for how, names in named.items()]
+    notes += [f"{'; '.join(sorted(names))}: the answer is {how}, so all are valid" for how, names in named.items()]
     contents = sorted({other.dataset_sha256 for other in keys if other.dataset == key.dataset})
     if len(contents) > 1:
         notes.append(

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+import genrec_bench.suites as suites
 from genrec_bench.benchmark.protocols import PROTOCOLS, Exclude, ProtocolRules, protocol
 from genrec_bench.datasets import catalogue, store
-from genrec_bench.datasets.errors import InputError, unknown
+from genrec_bench.datasets.errors import InputError, nearest, unknown
 from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import canonical_hash
 from genrec_bench.methods.base import Method, MethodConfig, Scale
@@ -116,11 +117,20 @@ def smaller(cell: Cell) -> Cell | None:
     return None if config is None else replace(cell, config=config)
 
 
+def suite_folder() -> Path:
+    """Where this program's own suites are, relative to the working folder where it is below that."""
+    folder = Path(next(iter(suites.__path__))).resolve()
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def read_suite(path: str | Path) -> Suite:
     """Parse a suite file; every mistake is one InputError with the file and the key."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"Suite {path}: no such file")
+        folder = path.parent if path.suffix and any(path.parent.glob("*.yaml")) else suite_folder()
+        names = sorted(one.name for one in folder.glob("*.yaml"))
+        near = nearest(path.with_suffix(".yaml").name, names)
+        raise InputError(f"Suite {path}: no such file; the suites are in folder {folder}.{near}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -138,7 +148,8 @@ def make_suite(values: dict[str, Any], where: str = "") -> Suite:
     try:
         return Suite.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one: the misspelling says more.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             fields = MethodEntry.model_fields if len(first["loc"]) > 1 else Suite.model_fields
@@ -152,8 +163,8 @@ def rows(suite: Suite, names: Sequence[str]) -> list[MethodEntry]:
     for name in names:
         own = [one for one in suite.methods if name in (one.label, one.method)]
         if not own and name not in registry.names():
-            labels = {row.label for row in suite.methods if row.label}
-            raise unknown("method or row of the suite", name, {*registry.names(), *labels})
+            labels = {row.label or row.method for row in suite.methods}
+            raise unknown("row of the suite, or method,", name, labels, more=registry.names())
         found += [one for one in own or [MethodEntry(method=name)] if one not in found]
     return found
 

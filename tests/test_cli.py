@@ -69,6 +69,18 @@ def test_run_of_a_suite_with_options_on_top(stored, tmp_path, command):
     assert found[0]["overrides"] == {"skip": 0.7}
 
 
+def test_a_misspelt_data_set_leaves_no_folder(stored, tmp_path, command):
+    assert command("run", "--method=popularity", "--dataset=tinny", "--results", tmp_path / "results")[0] == 2
+    assert not (tmp_path / "results").exists()
+
+
+def test_tables_are_written_into_a_folder_that_is_not_there_yet(stored, tmp_path, command):
+    assert command("run", "--method=popularity", *TINY, "--results", tmp_path / "results", "--quiet")[0] == 0
+    path = tmp_path / "new" / "lb.md"
+    assert command("leaderboard", "--results", tmp_path / "results", "--format=md", "--output", path)[0] == 0
+    assert path.read_text().startswith("# Leaderboard")
+
+
 def test_every_protocol_with_fewer_items_than_are_ranked(tmp_path, command):
     rng = np.random.default_rng(0)
     store.save(make_data([rng.permutation(12)[:6].tolist() for _ in range(20)], num_items=12, name="small"))

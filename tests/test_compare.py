@@ -83,7 +83,7 @@ def test_names_that_do_not_work(results):
     with pytest.raises(InputError, match="name the same row"):
         comparisons(results, "b", "tiger")
     add(results, "a2", 0, A)
-    with pytest.raises(InputError, match="'sasrec' names 2 rows: give one of a, a2"):
+    with pytest.raises(InputError, match="'sasrec' names 2 rows: give one of a; a2"):
         comparisons(results, "sasrec", "b")
     with pytest.raises(InputError, match="holds no records"):
         compare.render(results / "absent", "a", "b")

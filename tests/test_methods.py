@@ -166,6 +166,11 @@ def test_learned_methods_beat_popularity(learnable, name, config):
     assert ndcg(name, **config) > 1.5 * popularity
 
 
+def test_a_method_without_settings_says_so():
+    with pytest.raises(InputError, match=r"Unknown setting of popularity 'foo': there are none$"):
+        registry.configure("popularity", {"foo": 1})
+
+
 def test_unknown_names_and_keys():
     with pytest.raises(InputError, match=r"Unknown method 'sasrek'\. Did you mean: sasrec"):
         registry.get("sasrek")

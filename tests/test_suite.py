@@ -218,6 +218,7 @@ WRONG = [
     (MINIMAL + "sedes: [1]\n", r"my\.yaml: Unknown key 'sedes'\. Did you mean: seeds"),
     ("methods: [{method: sasrec, lable: x}]\ndatasets: [a]\n", r"Unknown key 'lable'\. Did you mean: label"),
     ("datasets: [a]\n", r"my\.yaml: methods: Field required"),
+    ("method: [popularity]\ndatasets: [a]\n", r"my\.yaml: Unknown key 'method'\. Did you mean: methods"),
     ("methods: []\ndatasets: [a]\n", r"my\.yaml: methods: List should have at least 1 item"),
     ("methods: popularity\ndatasets: [a]\n", r"my\.yaml: methods: Input should be a valid list"),
     ("methods: [popularity]\ndatasets: a\n", r"my\.yaml: datasets: Input should be a valid list"),
@@ -282,6 +283,23 @@ def test_settings_for_a_method_that_is_not_run(tmp_path):
         grid(MINIMAL, tmp_path, sasrec={"dim": 8})
     with pytest.raises(InputError, match="Did you mean: sasrec"):
         grid(MINIMAL, tmp_path, sasrecc={"dim": 8})
+
+
+def test_a_missing_suite_is_told_which_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the program's own, from anywhere
+    with pytest.raises(InputError, match=r"are in folder .*suites\. Did you mean: quickstart\.yaml, "):
+        read_suite("quikstart")
+    written(tmp_path, MINIMAL)
+    with pytest.raises(InputError, match=r"suites are in folder \.\. Did you mean: my\.yaml\? Available: my\.yaml$"):
+        read_suite("myy.yaml")
+
+
+def test_rows_that_a_suite_lacks_are_told_those_it_has(tmp_path):
+    suite = read_suite(written(tmp_path, "methods: [markov, {method: sasrec, label: 'mine, two'}]\ndatasets: [a]\n"))
+    with pytest.raises(InputError, match=r"'foo'\. Available: markov; mine, two$"):
+        rows(suite, ["foo"])
+    with pytest.raises(InputError, match=r"Did you mean: popularity\? Available: markov; mine, two$"):
+        rows(suite, ["popularty"])  # any method may be added
 
 
 def test_missing_file(tmp_path):
