@@ -1,5 +1,5 @@
 # `make quickstart` and `make test` do all the set-up they need in .venv; nothing is installed elsewhere.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -26,6 +26,8 @@ tables: .venv/dev
 	$(BIN)/python benchmarks/docs_tables.py
 
 .venv/core: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or \
+	    sys.exit("genrec-bench needs Python 3.11 or 3.12, not %d.%d: make PYTHON=/path/to/python3.11" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -e ".[language]"
 	@touch $@

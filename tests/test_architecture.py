@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -102,6 +103,27 @@ def test_what_is_imported_is_required():
     known = required | TRACKERS | sys.stdlib_module_names | {"genrec_bench"}
     found = {module.partition(".")[0] for path in SOURCES for module in imported(ast.parse(path.read_text()))}
     assert found - known == set()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
+def test_make_refuses_another_python_in_one_line(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    other = tmp_path / "python3.13"
+    other.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "import sys; sys.version_info = (3, 13); $2"\n'
+    )
+    other.chmod(0o755)
+    made = subprocess.run(
+        ["make", ".venv/core", f"PYTHON={other}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert made.returncode != 0
+    needs, *rest = made.stderr.splitlines()
+    assert len(rest) == 1  # make's own
+    assert needs == "genrec-bench needs Python 3.11 or 3.12, not 3.13: make PYTHON=/path/to/python3.11"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11,<3.13"
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_datasets_does_not_shadow_hugging_face(tmp_path):
