@@ -5,6 +5,7 @@ Bad input ends in exit code 2 and one message; an interrupted run in 130; a run 
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Generative recommenders and their rivals under one honest protocol.",
 )
 app.add_typer(data_app, name="data", help="Get, import, describe and audit data sets.")
 
@@ -32,6 +32,21 @@ PluginOption = Annotated[list[str] | None, typer.Option("--plugin", help="Python
 EngineOption = Annotated[str, typer.Option("--engine", help="local, or ray: many GPUs and machines.")]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Of a running Ray (HOST:6379); none: its own.")]
 DEFAULT_RESULTS = Path("results")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"genrec-bench {metadata.version('genrec-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Generative recommenders and their rivals under one honest protocol."""
 
 
 @app.command()
@@ -310,12 +325,19 @@ def leaderboard(
     results: ResultsOption = DEFAULT_RESULTS,
     format: Annotated[str, typer.Option("--format", help="text, md, csv, latex, json or html.")] = "text",
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only this data set.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="Only full, or cand20.")] = None,
+    scale: Annotated[str | None, typer.Option("--scale", help="Only tiny, base or paper.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Only this method, or label; repeatable.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write to this file instead of printing.")] = None,
 ) -> None:
     """Tables of all records: intervals, ties with the best, cost, printed numbers beside measured ones."""
     from genrec_bench.benchmark import standings
 
-    text = standings.render(results, format, dataset=dataset)
+    asked = {"protocol": protocol and [protocol], "tier": scale and [scale], "method": method}
+    only = {what: names for what, names in asked.items() if names}
+    text = standings.render(results, format, dataset=dataset, only=only)
     if output is None:
         print(text)
     else:

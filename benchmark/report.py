@@ -82,9 +82,10 @@ def render(
     dataset: str | None = None,
     run_ids: Collection[str] | None = None,
     report: Callable[[str], None] | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """The page of a results folder; the arguments are those of `standings.render`."""
-    board, runs = standings.read(results_dir, dataset, run_ids, report)
+    board, runs = standings.read(results_dir, dataset, run_ids, report, only)
     return page(board, runs)
 
 

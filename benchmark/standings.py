@@ -79,20 +79,22 @@ def render(
     run_ids: Collection[str] | None = None,
     bold: bool = False,
     report: Callable[[str], None] | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """The tables of a results folder as text, without a newline at the end; same records, same bytes.
 
-    ``format`` is one of `FORMATS`; ``dataset`` and ``run_ids`` keep only those; ``bold`` allows terminal codes.
-    Each unreadable file is one line to ``report`` (default: standard error), and the others are shown.
+    ``format`` is one of `FORMATS`; ``dataset``, ``run_ids`` and ``only`` (protocol, tier, method or label -> names)
+    keep only those; ``bold`` allows terminal codes. Each unreadable file is one line to ``report`` (default: standard
+    error), and the others are shown.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if format == "html":
         from genrec_bench.benchmark import report as html  # it stands on this module
 
-        return html.render(results_dir, dataset, run_ids, report).rstrip("\n")
+        return html.render(results_dir, dataset, run_ids, report, only).rstrip("\n")
     form = partial(tables.text, bold=bold) if format == "text" else FORMS[format]
-    return form(read(results_dir, dataset, run_ids, report)[0]).rstrip("\n")
+    return form(read(results_dir, dataset, run_ids, report, only)[0]).rstrip("\n")
 
 
 @_uncollected()
@@ -101,18 +103,36 @@ def read(
     dataset: str | None = None,
     run_ids: Collection[str] | None = None,
     report: Callable[[str], None] | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[Leaderboard, dict[str, Record]]:
     """All tables of a results folder, and the records behind them by run id; the arguments are those of `render`."""
     found, failures, load_ranks = load(results_dir, report)
-    names = {record.dataset.name for record in found} | {failure.dataset for failure in failures}
-    if dataset is not None and dataset not in names:
-        raise unknown(f"data set in {results_dir}", dataset, names)
-    kept = [one for one in found if dataset in (None, one.dataset.name) and (run_ids is None or one.run_id in run_ids)]
-    missing = [one for one in failures if dataset in (None, one.dataset) and (run_ids is None or one.run_id in run_ids)]
+    wanted = {**(only or {}), **({} if dataset is None else {"data set": [dataset]})}
+    everyone: list[Record | Failure] = [*found, *failures]
+    for what, names in wanted.items():
+        known = {name for one in everyone for name in _names(one)[what]}
+        for name in names:
+            if name not in known:
+                raise unknown(f"{what} in {results_dir}", name, known)
+
+    def shown(one: Record | Failure) -> bool:
+        fits = all(not _names(one)[what].isdisjoint(names) for what, names in wanted.items())
+        return fits and (run_ids is None or one.run_id in run_ids)
+
+    kept, missing = [one for one in found if shown(one)], [one for one in failures if shown(one)]
     if not kept and not missing:
         raise InputError(f"{results_dir} holds no records to show: run something first, or give --results")
     board = with_searches(build(kept, missing, load_ranks), kept, read_searches(results_dir))
     return board, {record.run_id: record for record in kept}
+
+
+def _names(one: Record | Failure) -> dict[str, set[str]]:
+    """What a reader may ask for: the names that a run, or the lack of one, goes by."""
+    dataset = one.dataset if isinstance(one, Failure) else one.dataset.name
+    return {
+        "data set": {dataset}, "protocol": {str(one.protocol.name)}, "tier": {one.tier},
+        "method": {one.method, one.label},
+    }  # fmt: skip
 
 
 def load(

@@ -69,6 +69,19 @@ def test_run_of_a_suite_with_options_on_top(stored, tmp_path, command):
     assert found[0]["overrides"] == {"skip": 0.7}
 
 
+def test_version(command):
+    assert command("--version") == (0, f"genrec-bench {metadata.version('genrec-bench')}\n", "")
+
+
+def test_the_leaderboard_of_some_rows(stored, tmp_path, command):
+    ran = ("run", "--method=popularity", "--method=markov", *TINY, "--results", tmp_path, "--quiet")
+    assert command(*ran)[0] == 0
+    shown = command("leaderboard", "--results", tmp_path, "--method=markov", "--protocol=full", "--scale=tiny")[1]
+    assert "markov" in shown
+    assert "popularity" not in shown
+    assert command("leaderboard", "--results", tmp_path, "--scale=base")[0] == 2
+
+
 def test_a_misspelt_data_set_leaves_no_folder(stored, tmp_path, command):
     assert command("run", "--method=popularity", "--dataset=tinny", "--results", tmp_path / "results")[0] == 2
     assert not (tmp_path / "results").exists()

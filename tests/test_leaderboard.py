@@ -242,11 +242,15 @@ def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
     named = {"method": "tallrec", "published_as": "TALLRec", "protocol": CAND20}
     named["dataset"] = {**BEAUTY, "name": "ml-100k"}
     add(tmp_path, "likeliest", 0, [1, 2, 3, 1], config={"decode": "loglik", "normalise": False}, **named)
+    add(tmp_path, "also, likely", 0, [1, 2, 3, 2], config={"decode": "loglik", "normalise": False}, **named)
     add(tmp_path, "written", 0, [1, 2, 0, 1], config={"decode": "free"}, **named)
     verdicts = {name: row["published"]["validratio"]["verdict"] for name, row in rows(tmp_path).items()}
-    assert verdicts == {"likeliest": "different protocol", "written": "consistent"}  # four users say little
+    refused = dict.fromkeys(("likeliest", "also, likely"), "different protocol")
+    assert verdicts == {**refused, "written": "consistent"}  # four users say little
     told = standings.render(tmp_path, "md")
-    assert "likeliest: the answer is the title of the highest likelihood, summed over its tokens" in told
+    assert (
+        "- also, likely; likeliest: the answer is the title of the highest likelihood, summed over its tokens" in told
+    )
     assert "written: the answer" not in told
 
 
@@ -307,6 +311,20 @@ def test_only_the_asked_for(results):
         standings.render(results, "text", dataset="tyo")
     with pytest.raises(InputError, match="Did you mean: latex"):
         standings.render(results, "latx")
+
+
+def test_only_a_protocol_a_tier_some_methods(results):
+    """The marks are among those shown, as of a run's own tables."""
+    add(results, "other", 0, [1, 0, 0, 0], tier="base")
+    add(results, "picks", 0, [1, 0, 0, 2], protocol=CAND20)
+    assert set(rows(results, only={"protocol": ["cand20"]})) == {"picks"}
+    assert set(rows(results, only={"tier": ["base"]})) == {"other"}
+    assert set(rows(results, only={"tier": ["tiny"], "method": ["beta", "tiger"]})) == {"beta", "tiger"}
+    assert set(rows(results, only={"method": ["sasrec"]})) == {"beta", "other", "picks"}
+    assert rows(results, only={"method": ["beta"]})["beta"]["metrics"]["recall@10"]["best"]
+    assert "beta" in standings.render(results, "html", only={"method": ["beta"]})
+    with pytest.raises(InputError, match=r"Unknown method in .* 'betta'\. Did you mean: beta"):
+        standings.render(results, "text", only={"method": ["betta"]})
 
 
 def test_no_records_is_a_clear_error(tmp_path):
