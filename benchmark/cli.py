@@ -30,7 +30,7 @@ app.add_typer(data_app, name="data", help="Get, import, describe and audit data 
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.")]
 PluginOption = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers methods.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="local, or ray: many GPUs and machines.")]
-AddressOption = Annotated[str | None, typer.Option("--address", help="Of a running Ray (HOST:6379); none: its own.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Ray to join (HOST:6379); default: start one.")]
 DEFAULT_RESULTS = Path("results")
 
 
