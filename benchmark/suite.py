@@ -118,9 +118,8 @@ def smaller(cell: Cell) -> Cell | None:
 
 
 def suite_folder() -> Path:
-    """Where this program's own suites are, relative to the working folder where it is below that."""
-    folder = Path(next(iter(suites.__path__))).resolve()
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    """Where this program's own suites are."""
+    return Path(next(iter(suites.__path__))).resolve()
 
 
 def read_suite(path: str | Path) -> Suite:
