@@ -227,6 +227,7 @@ def run_trials(
                 name=uuid.uuid4().hex,
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # see CellTrial
                 callbacks=[watch],
                 stop=Stopper(watch),
                 verbose=0,

@@ -82,6 +82,7 @@ def search_on_ray(
                 name="search",
                 storage_path=str(store.home() / ray.get(at.hello.remote())[1]),
                 failure_config=tune.FailureConfig(max_failures=3),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # see CellTrial
                 callbacks=[watch],
                 stop=Stopper(watch),
                 verbose=0,

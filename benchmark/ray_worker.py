@@ -87,12 +87,8 @@ class CellTrial(tune.Trainable):
             self.attempt.end()
             self.attempt = None
 
-    # Tune saves a trial that it pauses or ends; a cell's own checkpoints and record are elsewhere.
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        pass
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        pass
+        raise AssertionError("Tune would save to a folder of the command's, which a worker may not see")
 
     def _start(self, work: Work, job: Job) -> Worker:
         if job.processes == 1:

@@ -1,8 +1,9 @@
 """Two Ray nodes with folders of their own: what is computed on one comes home to the other, also when one is lost."""
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,44 @@ from ray.cluster_utils import Cluster  # noqa: E402 - after the skip
 
 from genrec_bench.benchmark import ray_engine  # noqa: E402
 
+HIDES = """
+import sys
+
+def hide(event, arguments):
+    if event.startswith(("open", "os.", "shutil.")):
+        for path in arguments[:1]:
+            if str(path).startswith(HIDDEN):
+                raise FileNotFoundError(f"{path} is on another machine")
+
+sys.addaudithook(hide)
+"""
+
 
 class Nodes:
-    """The command's machine, which computes nothing, and others with homes of their own."""
+    """The command's machine, which computes nothing, and others with homes of their own that see none of ``hidden``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hidden: Sequence[Path]) -> None:
         self.folder = folder
+        (folder / "hides").mkdir()
+        code = HIDES.replace("HIDDEN", repr(tuple(map(str, hidden))))
+        (folder / "hides" / "sitecustomize.py").write_text(code)
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.homes: list[Path] = []
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
     def add(self, cpus: int = 2) -> Any:
         self.homes.append(self.folder / f"node{len(self.homes)}")
-        return self.cluster.add_node(num_cpus=cpus, env_vars={"GENREC_BENCH_HOME": str(self.homes[-1])})
+        hides = os.pathsep.join([str(self.folder / "hides"), os.environ.get("PYTHONPATH", "")])
+        theirs = {"GENREC_BENCH_HOME": str(self.homes[-1]), "PYTHONPATH": hides}
+        return self.cluster.add_node(num_cpus=cpus, env_vars=theirs)
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
+def nodes(tmp_path: Path, home: Path) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ray_engine.QUIET.items():
             patch.setenv(name, value)
-        made = Nodes(tmp_path)
+        made = Nodes(tmp_path, [home, tmp_path / "home-of-the-command", tmp_path / "results"])
         yield made
         ray.shutdown()
         made.cluster.shutdown()
