@@ -332,12 +332,17 @@ class Attempt:
         if time.monotonic() - since < CARRY_EVERY_S:
             return
         work = store.home() / "runs" / self.run_id
-        paths = sorted(work.rglob("training.pt"))
-        seen = [(str(path), path.stat().st_mtime_ns) for path in paths]
+        try:
+            paths = sorted(work.rglob("training.pt"))
+            seen = [(str(path), path.stat().st_mtime_ns) for path in paths]
+            new = seen != before and sum(path.stat().st_size for path in paths) < CARRY_BYTES
+            state = read_tree(work) if seen and new else {}
+        except FileNotFoundError:  # the cell has its record and removes the state: there is nothing to carry
+            return
         if seen:  # until there is one, look at each step
             self._carried = (time.monotonic(), seen)
-        if seen and seen != before and sum(path.stat().st_size for path in paths) < CARRY_BYTES:
-            self.desk.keep_state(self.run_id, read_tree(work))
+        if state:
+            self.desk.keep_state(self.run_id, state)
 
 
 def _made(folder: Path) -> Path:

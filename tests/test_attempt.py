@@ -1,6 +1,7 @@
 """A cell on a worker that has a home of its own, without Ray: what is fetched, carried, tried again, given up."""
 
 import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def test_the_training_state_comes_home_and_goes_on_elsewhere(desk, tmp_path, mon
     one.step(0.0)
     assert (home / "training.pt").read_bytes() == b"later weights"
     assert desk.state(JOB.run_id) == read_tree(state)
+
+
+def test_a_training_state_that_vanishes_while_it_is_carried(desk, tmp_path, monkeypatch):
+    """The last act of a cell that has its record."""
+    one = attempt(desk, Scripted([("done", 0.5)]), shared=False)
+    one._provide = lambda: None  # type: ignore[method-assign] - there is no data set here
+    state = tmp_path / "worker" / "runs" / JOB.run_id
+    state.mkdir(parents=True)
+    (state / "training.pt").write_bytes(b"weights")
+
+    def removed(folder: Path) -> dict[str, bytes]:
+        shutil.rmtree(folder)
+        return {"training.pt": (folder / "training.pt").read_bytes()}
+
+    monkeypatch.setattr(attempts, "read_tree", removed)
+    assert finish(one).value == 0.5
+    assert not (tmp_path / "command" / "runs").exists()
 
 
 def test_an_artefact_is_built_once(desk, monkeypatch):
