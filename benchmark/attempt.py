@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from genrec_bench.benchmark import models, records
 from genrec_bench.benchmark.desk import Desk, read_tree, write_tree
-from genrec_bench.benchmark.process import Work
+from genrec_bench.benchmark.process import Work, our_environment
 from genrec_bench.benchmark.suite import Cell, smaller
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -76,6 +76,7 @@ class Options:
     force: bool = False
     time_budget_s: float | None = None
     search: bool = False  # train and validate only
+    environment: dict[str, str] = field(default_factory=our_environment, repr=False)  # the command's, for all but homes
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ class Attempt:
                 self.options.keep_models,
                 self._smaller,
                 others=not self.shared,
+                environment={**self.options.environment, "GENREC_BENCH_HOME": str(store.home())},
             ),
             self.job,
         )

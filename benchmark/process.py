@@ -32,6 +32,13 @@ def our_environment() -> dict[str, str]:
     return {**ours, "GENREC_BENCH_HOME": str(store.home())}
 
 
+def take_over(environment: dict[str, str]) -> None:
+    """Make these our variables, in the place of all that this process has."""
+    for name in [name for name in os.environ if name.startswith("GENREC_BENCH_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+
+
 @dataclass(frozen=True)
 class Work:
     """What a cell's process is to do."""
@@ -42,7 +49,7 @@ class Work:
     keep_model: bool = False
     less_memory: bool = False  # compute half as much at a time (`MethodConfig.less_memory`)
     others: bool = False  # ask whoever started it for artefacts (`genrec_bench.methods.artefacts.Others`)
-    environment: dict[str, str] = field(default_factory=our_environment)
+    environment: dict[str, str] = field(default_factory=our_environment, repr=False)  # may hold an API's key
 
 
 class CellProcess:
@@ -132,9 +139,7 @@ def _body(work: Work, connection: Connection) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that whatever the method starts can be ended with it
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    for name in [name for name in os.environ if name.startswith("GENREC_BENCH_")]:
-        del os.environ[name]
-    os.environ.update(work.environment)
+    take_over(work.environment)
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(work.threads)))
     from genrec_bench.benchmark.execute import MethodFault, execute, learn
     from genrec_bench.benchmark.suite import smaller

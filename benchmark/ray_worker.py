@@ -7,6 +7,7 @@ import pickle
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +92,8 @@ class CellTrial(tune.Trainable):
         raise AssertionError("Tune would save to a folder of the command's, which a worker may not see")
 
     def _start(self, work: Work, job: Job) -> Worker:
+        if not job.gpus:  # on a cluster of somebody's Ray hides none
+            work = replace(work, environment=work.environment | {"CUDA_VISIBLE_DEVICES": ""})
         if job.processes == 1:
             return CellProcess(work, import_main=False)
         return _Together(work, job, self.bundles[job.number], self.handle)

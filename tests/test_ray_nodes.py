@@ -47,10 +47,10 @@ class Nodes:
         self.homes: list[Path] = []
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
-    def add(self, cpus: int = 2) -> Any:
+    def add(self, cpus: int = 2, **theirs: str) -> Any:
         self.homes.append(self.folder / f"node{len(self.homes)}")
         hides = os.pathsep.join([str(self.folder / "hides"), os.environ.get("PYTHONPATH", "")])
-        theirs = {"GENREC_BENCH_HOME": str(self.homes[-1]), "PYTHONPATH": hides}
+        theirs |= {"GENREC_BENCH_HOME": str(self.homes[-1]), "PYTHONPATH": hides}
         return self.cluster.add_node(num_cpus=cpus, env_vars=theirs)
 
 
@@ -66,6 +66,7 @@ def nodes(tmp_path: Path, home: Path) -> Iterator[Nodes]:
 
 
 SHARES = """
+import os
 import time
 from pathlib import Path
 
@@ -93,15 +94,27 @@ class Shares(Popularity):
             time.sleep(2)  # the other machine comes, and waits
             np.save(folder / "counts.npy", train.item_counts())
 
+        names = ("CUDA_VISIBLE_DEVICES", "GENREC_BENCH_API_KEY", "GENREC_BENCH_API_URL")
+        seen = [os.environ.get(name) for name in names]
+        try:
+            seen += os.listdir(COMMAND)
+        except FileNotFoundError:
+            pass
+        with open(FOLDER + "/seen", "a") as file:
+            print(seen, file=file)
         folder = context.artefacts.get("counts", {"items": train.num_items}, build)
         self.popularity = (np.load(folder / "counts.npy") ** self.config.power).astype(np.float32)
 """
 
 
-def test_records_and_artefacts_come_home(nodes, stored, tmp_path, home):
-    nodes.add(cpus=1)
-    nodes.add(cpus=1)
-    (tmp_path / "shares.py").write_text(SHARES.replace("FOLDER", repr(str(tmp_path))))
+def test_records_and_artefacts_come_home(nodes, stored, tmp_path, home, monkeypatch):
+    monkeypatch.setenv("GENREC_BENCH_API_KEY", "a key")
+    for _ in range(2):  # machines whose Ray hides no GPUs, and that had variables of their own
+        nodes.add(
+            cpus=1, CUDA_VISIBLE_DEVICES="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", GENREC_BENCH_API_URL="theirs"
+        )
+    code = SHARES.replace("FOLDER", repr(str(tmp_path))).replace("COMMAND", repr(str(home)))
+    (tmp_path / "shares.py").write_text(code)
     methods = [{"method": "shares", "label": f"power {power}", "config": {"power": power}} for power in (1.0, 0.5, 2.0)]
     grid = {"plugins": [str(tmp_path / "shares.py")], "protocols": ["full", "cand20"]}
     results = tmp_path / "results"
@@ -114,6 +127,9 @@ def test_records_and_artefacts_come_home(nodes, stored, tmp_path, home):
     assert {path.name for path in (home / "models").iterdir()} == set(outcome.run_ids)
     assert len((tmp_path / "built").read_text().splitlines()) == 1
     assert len(list((home / "artefacts" / "counts").glob("*/counts.npy"))) == 1
+    # no GPU, the command's own variables, none of its folders
+    assert set((tmp_path / "seen").read_text().splitlines()) == {str(["", "a key", None])}
+    assert not [path for path in results.rglob("*") if path.is_file() and b"a key" in path.read_bytes()]
     run_locally(tmp_path / "local", methods, **grid)
     assert contents(results) == contents(tmp_path / "local")
 
