@@ -137,7 +137,7 @@ class Attempt:
         self._wanted: str | None = None  # an artefact that somebody else is building
         self._carried: tuple[float, list[tuple[str, int]]] = (0.0, [])
         self._heard = 0.0
-        self._began = 0.0
+        self._began: float | None = None  # the first of its processes
         self._killed_for_memory = 0
 
     @property
@@ -188,12 +188,13 @@ class Attempt:
         if not (self.options.search or self.options.force):
             if self.desk.recorded(*place, self.options.keep_models):
                 return self._recorded(already=True)
-            if records.exists(self._finished, *place):  # but the way home was cut off
+            kept = not self.options.keep_models or models.exists(self.run_id)
+            if kept and records.exists(self._finished, *place):  # but the way home was cut off
                 return self._deliver()
         if not self.shared:
             self._provide()
         self._killed_for_memory = _killed_for_memory()
-        self._began = time.monotonic()
+        self._began = self._began or time.monotonic()
         self._worker = self._start(
             Work(
                 self.job.cell,
@@ -252,7 +253,7 @@ class Attempt:
         if not self.shared:
             self._carry()
         budget_s = self.options.time_budget_s
-        if budget_s and time.monotonic() - self._began > budget_s:
+        if budget_s and self._began and time.monotonic() - self._began > budget_s:
             return News(done=True, reason=f"stopped after its time budget of {budget_s:g} s")
         heard = self._worker.news(max(timeout, 0.0))
         if heard is None:

@@ -3,6 +3,7 @@
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,29 @@ def test_a_method_that_fails_is_not_tried_again(desk):
 def test_the_time_budget(desk):
     one = attempt(desk, Scripted([]), Options(search=True, time_budget_s=1e-9))
     assert finish(one).reason == "stopped after its time budget of 1e-09 s"
+
+
+def test_the_time_budget_is_of_all_processes_together(desk, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    worker = Scripted([("dead", 11)], [("memory", "")], [])
+    one = attempt(desk, worker, Options(search=True, time_budget_s=10.0))
+    for _ in range(4):  # each begins a process or sees one end
+        assert not one.step(0.0).done
+        now[0] += 3.0
+    assert finish(one).reason == "stopped after its time budget of 10 s"
+    assert len(worker.works) == 3
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_record_without_the_model_that_is_to_be_kept(desk, tmp_path, monkeypatch, kept):
+    """A kill or a full disk between the two: the cell goes on from its checkpoint, and both come home."""
+    monkeypatch.setattr(attempts.records, "exists", lambda folder, *place: folder.is_relative_to(tmp_path / "worker"))
+    monkeypatch.setattr(attempts.models, "exists", lambda run_id: kept)
+    monkeypatch.setattr(desk, "deliver", lambda *everything: None)
+    worker = Scripted([("done", None)])
+    assert finish(attempt(desk, worker, Options(keep_models=True))).reason is None
+    assert len(worker.works) == (0 if kept else 1)
 
 
 def test_whose_disk_is_at_fault(desk):
