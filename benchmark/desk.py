@@ -2,7 +2,7 @@
 
 Records, checkpoints and kept models come home to it, data sets and artefacts are fetched from it, as bytes. It knows
 nothing of Ray (`genrec_bench.benchmark.ray_engine` makes an actor of it) and nothing that is lost with it matters: all
-it holds is on disk, but who builds which artefact, and they build again.
+it holds is on disk, but who builds which artefact and who ran out of memory, and they do so again.
 """
 
 import hashlib
@@ -98,6 +98,7 @@ class Desk:
         os.environ["GENREC_BENCH_HOME"] = home
         self.home, self.results, self.mark = Path(home), Path(results), mark
         self._builds: dict[str, tuple[str, float, FileLock]] = {}  # artefact -> who builds, when last heard of, lock
+        self._short: set[str] = set()  # runs that several processes have had too little memory for
 
     def hello(self) -> tuple[str, str]:
         """The command's home, and the mark in it."""
@@ -130,6 +131,14 @@ class Desk:
         """The training state that is kept of a run."""
         folder = self.home / "runs" / run_id
         return read_tree(folder) if folder.is_dir() else {}
+
+    def run_out(self, run_id: str) -> None:
+        """One of the processes that train a run together has no memory left."""
+        self._short.add(run_id)
+
+    def ran_out(self, run_id: str) -> bool:
+        """Whether one of them has said so."""
+        return run_id in self._short
 
     def fetch(self, name: str, who: str) -> Tree | str:
         """An artefact's files; or ``build``: ``who`` builds it from now on; or ``wait``: another does."""

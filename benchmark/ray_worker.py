@@ -16,9 +16,11 @@ from ray import train, tune
 from ray.exceptions import RayError, RayTaskError
 
 from genrec_bench.benchmark import desk as desks
+from genrec_bench.benchmark import models
 from genrec_bench.benchmark.attempt import CRASHES, Attempt, HomeFault, Job, News, Options, Worker, choose_home
-from genrec_bench.benchmark.process import CellProcess, Work
+from genrec_bench.benchmark.process import CellProcess, Work, take_over
 from genrec_bench.benchmark.suite import smaller
+from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods import distributed
 
@@ -159,21 +161,26 @@ def _one_of_them(config: dict[str, Any]) -> tuple[str, str | None]:
     from genrec_bench.benchmark.execute import MethodFault, execute
 
     work, job, desk = config["work"], config["job"], _Proxy(config["desk"])
-    choose_home(*desk.hello())
-    kind, reason = "done", None
+    identity = job.smaller_run_id if work.less_memory else job.run_id
+    if desk.ran_out(identity):
+        return "memory", "out of memory"
+    shared = choose_home(*desk.hello())
+    take_over({**work.environment, "GENREC_BENCH_HOME": str(store.home())})
+    reason = None
     with distributed.joined():
         cell = pickle.loads(work.cell)
         cell = (smaller(cell) or cell) if work.less_memory else cell
         try:
             execute(cell, work.results, lambda event: None, work.threads, work.keep_model)
         except MethodFault as error:
-            kind, reason = "failed", str(error)
+            reason = str(error)
         except MemoryError:
-            kind, reason = "memory", "out of memory"
+            reason = "out of memory"
+            desk.run_out(identity)  # the others may wait for this one in vain: Ray Train starts all of them again
         reason = distributed.agreed(reason)
-        kind = "done" if reason is None else kind if kind != "done" else "failed"
+    kind = "done" if reason is None else "memory" if desk.ran_out(identity) else "failed"
     if distributed.rank() == 0 and kind == "done":
-        identity = job.smaller_run_id if work.less_memory else job.run_id
-        desk.deliver(job.dataset, job.method, identity, desks.read_tree(work.results))
+        model = desks.read_tree(models.folder(identity)) if work.keep_model and not shared else None
+        desk.deliver(job.dataset, job.method, identity, desks.read_tree(work.results), model)
         shutil.rmtree(work.results, ignore_errors=True)
     return kind, reason
