@@ -12,7 +12,7 @@ from pathlib import Path
 
 from genrec_bench.benchmark.execute import MethodFault, execute
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.runner import Grid, Outcome, lay_out
+from genrec_bench.benchmark.runner import Grid, Outcome, lay_out, lock_of
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.methods import distributed, registry
 
@@ -32,7 +32,7 @@ def run_in_step(
         progress.start(len(cells))
         with progress:
             for cell, identity, dataset_sha256 in laid_out:
-                lock = grid.lock(identity) if first else None
+                lock = lock_of(identity) if first else None
                 try:
                     if lock is not None:
                         lock.acquire()  # while another command runs this cell, wait

@@ -18,9 +18,10 @@ from genrec_bench.benchmark import tuning
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.pruning import FIRST_RUNG, KEPT, curve_of
 from genrec_bench.benchmark.ray_engine import Stopper, bundle_of, connected, needs_of, open_desk, too_large
 from genrec_bench.benchmark.ray_worker import CellTrial
-from genrec_bench.benchmark.tuning import FIRST_RUNG, KEPT, Study
+from genrec_bench.benchmark.tuning import Study
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -157,7 +158,7 @@ class SearchTrial(CellTrial):
         news: News = result["news"]
         assert self.attempt is not None
         if news.events or news.done:
-            self.curve = tuning.curve_of(self.attempt.run_id)
+            self.curve = curve_of(self.attempt.run_id)
         last = self.curve[-1] if self.curve else 0.0  # 0: Optuna wants a number before the first validation, too
         value = last if news.value is None else news.value
         return {**result, "curve": list(self.curve), TIME: len(self.curve), VALUE: value}
@@ -217,9 +218,7 @@ class _Watch(tune.Callback):
         if news.done:
             self._add(tuning.ended(number, values, news, curve, seconds))
         elif not self.stops():
-            self._add(
-                Trial(number=number, values=values, state="pruned", value=None, seconds=seconds, curve=curve)
-            )  # fmt: skip
+            self._add(tuning.pruned(number, values, curve, seconds))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = "its worker was lost again and again"

@@ -109,6 +109,19 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or min(os.cpu_count() or 1, 4)
 
 
+def lock_of(identity: str) -> FileLock:
+    """What two commands with the same cell hold one after the other; raises InputError where it cannot be made."""
+    folder = store.home() / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{identity}.lock").touch()
+    except OSError as error:
+        raise InputError(
+            f"Cannot write in {folder}: {error.strerror}; point $GENREC_BENCH_HOME at a writable folder"
+        ) from None
+    return FileLock(folder / f"{identity}.lock")
+
+
 @dataclass
 class _Running:
     """A cell at work in a child process."""
@@ -140,7 +153,7 @@ class Grid:
 
     def begin(self, cell: Cell, identity: str, dataset_sha256: str) -> bool:
         """Start a cell's process, or count its record; False where another command is at work on it."""
-        lock = self.lock(identity)
+        lock = lock_of(identity)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -153,18 +166,6 @@ class Grid:
         self.running.append(_Running(cell, identity, dataset_sha256, CellProcess(work), lock, deadline))
         self.progress.begin(cell)
         return True
-
-    def lock(self, identity: str) -> FileLock:
-        """What two commands with the same cell hold one after the other; raises InputError where it cannot be made."""
-        folder = store.home() / "runs"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{identity}.lock").touch()
-        except OSError as error:
-            raise InputError(
-                f"Cannot write in {folder}: {error.strerror}; point $GENREC_BENCH_HOME at a writable folder"
-            ) from None
-        return FileLock(folder / f"{identity}.lock")
 
     def counts(self, cell: Cell, identity: str) -> bool:
         """Whether a cell need not run; it is counted then."""

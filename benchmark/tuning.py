@@ -14,13 +14,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from filelock import Timeout
 
 from genrec_bench.benchmark import records, storage
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
@@ -28,6 +28,7 @@ from genrec_bench.benchmark.desk import Desk
 from genrec_bench.benchmark.execute import protocol_of, run_id
 from genrec_bench.benchmark.process import CellProcess
 from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.pruning import curve_of, falls_behind, why
 from genrec_bench.benchmark.suite import Cell, Suite, cells, merged
 from genrec_bench.benchmark.tuning_records import Trial, Tuning, read
 from genrec_bench.datasets import store
@@ -36,8 +37,6 @@ from genrec_bench.methods import registry
 from genrec_bench.methods.artefacts import canonical_hash
 from genrec_bench.methods.base import Resources
 
-FIRST_RUNG = 3  # validations before a trial may be ended
-KEPT = 3  # one of so many goes on at each rung, and the next is so many times as far
 COUNT_EVERY_S = 15.0  # between two notes of the time that a search has taken
 STARTUP = 8  # trials at random before TPE learns from them
 Values = dict[str, Any]  # setting (dots lead into groups) -> value
@@ -63,10 +62,7 @@ class Study:
     def __post_init__(self) -> None:
         self.space = _space(self.cell, self.fixed)
         self.go_on()
-        path = self.path
-        if path.exists():
-            before = read(path)
-            self.finished, self.spent_s = list(before.trials), before.spent_seconds
+        self._reload()
 
     @property
     def identity(self) -> str:
@@ -124,6 +120,33 @@ class Study:
     def go_on(self) -> None:
         """Wall-clock time counts from now on."""
         self._since = time.monotonic()
+
+    @contextmanager
+    def held(self, progress: Progress, raise_if_stopped: Callable[[], None]) -> Iterator[None]:
+        """The study for this command alone, as its record tells it then; an equal command waits meanwhile."""
+        from genrec_bench.benchmark.runner import lock_of
+
+        lock = lock_of(f"tuning-{canonical_hash([self.identity, str(self.results)])[:16]}")
+        waits = False
+        while not lock.is_locked:
+            raise_if_stopped()
+            try:
+                lock.acquire(timeout=0.2)
+            except Timeout:
+                if not waits:
+                    progress.say(f"{self.cell.label} · {self.cell.dataset}: waits for another command's same search")
+                waits = True
+        try:
+            self._reload()
+            yield
+        finally:
+            lock.release()
+
+    def _reload(self) -> None:
+        """Take what its record tells."""
+        if self.path.exists():
+            before = read(self.path)
+            self.finished, self.spent_s = list(before.trials), before.spent_seconds
 
     def add(self, trial: Trial) -> None:
         """Keep a trial, on disk first; InputError where it cannot be."""
@@ -212,16 +235,17 @@ def tune(
         studies.append(study)
     with stop_signals() as raise_if_stopped:
         for study in studies:
-            study.go_on()
-            progress.say(
-                f"{study.cell.label} · {study.cell.dataset}: {len(study.finished)} of {trials} trials are there"
-            )
-            if on_ray is None:
-                _search(study, progress, raise_if_stopped)
-            else:
-                from genrec_bench.benchmark.ray_search import search_on_ray
+            with study.held(progress, raise_if_stopped):
+                study.go_on()
+                progress.say(
+                    f"{study.cell.label} · {study.cell.dataset}: {len(study.finished)} of {trials} trials are there"
+                )
+                if on_ray is None:
+                    _search(study, progress, raise_if_stopped)
+                else:
+                    from genrec_bench.benchmark.ray_search import search_on_ray
 
-                search_on_ray(study, progress, raise_if_stopped, jobs=jobs, **on_ray)
+                    search_on_ray(study, progress, raise_if_stopped, jobs=jobs, **on_ray)
     return studies
 
 
@@ -315,9 +339,10 @@ def forget(identity: str) -> None:
 def tell(progress: Progress, study: Study, trial: Trial) -> None:
     """One line about a trial that has ended."""
     best = max(trial.curve, default=0.0) if trial.value is None else trial.value
-    what = trial.reason or f"{study.cell.rules.selection_metric} {best:.4f}"
+    reached = None if trial.state == "failed" else f"{study.cell.rules.selection_metric} {best:.4f}"
+    what = ", ".join(filter(None, (trial.state, reached, trial.reason)))
     place = f"[{len(study.finished)}/{study.trials}] {study.cell.label}"
-    progress.say(f"{place}: {trial.state}, {what}, {trial.seconds:.0f} s")
+    progress.say(f"{place}: {what}, {trial.seconds:.0f} s")
 
 
 def _watch(
@@ -336,7 +361,7 @@ def _watch(
         if news.done:
             return ended(number, values, news, curve, seconds)
         if falls_behind(curve, [trial.curve for trial in study.finished]):
-            return Trial(number=number, values=values, state="pruned", value=None, seconds=seconds, curve=curve)
+            return pruned(number, values, curve, seconds)
         if study.left_s <= 0:
             return None
         study.count(COUNT_EVERY_S)
@@ -350,43 +375,11 @@ def ended(number: int, values: Values, news: News, curve: list[float], seconds: 
     )
 
 
-def curve_of(identity: str) -> list[float]:
-    """Best validation value after each validation of the method itself, not of a stage before it, from a run's events.
-
-    What an interrupted training tells again, it tells in the same numbers.
-    """
-    path = store.home() / "runs" / identity / "events.jsonl"
-    told = dict.fromkeys(
-        (event.get("epoch"), event.get("loss"), event["validation"])
-        for event in _events(path)
-        if "validation" in event and "stage" not in event
+def pruned(number: int, values: Values, curve: list[float], seconds: float) -> Trial:
+    """A trial that fell behind."""
+    return Trial(
+        number=number, values=values, state="pruned", value=None, reason=why(curve), seconds=seconds, curve=curve
     )
-    return list(accumulate((value for _, _, value in told), max))
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that a kill cut off
-                yield json.loads(line)
-
-
-def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-    """Whether a trial stands, at the last rung it has reached, below the best third of those that reached it."""
-    rung = _last_rung(len(curve))
-    reached = [other[rung - 1] for other in others if rung and len(other) >= rung]
-    if not reached:
-        return False
-    reached.sort(reverse=True)
-    return curve[rung - 1] < reached[len(reached) // KEPT]
-
-
-def _last_rung(validations: int) -> int:
-    """3, 9, 27, ...: the highest that is reached; 0 for none."""
-    rung = 0
-    while validations >= (following := rung * KEPT or FIRST_RUNG):
-        rung = following
-    return rung
 
 
 def suggest(study: Study, number: int) -> Values | None:

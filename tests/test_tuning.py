@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from conftest import rows_of
 
-from genrec_bench.benchmark import records, tuning
+from genrec_bench.benchmark import pruning, records, tuning
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.runner import run_grid
 from genrec_bench.benchmark.standings import render
@@ -150,8 +152,8 @@ def test_a_curve_is_told_once_and_without_stages(home):
         {"epoch": 3, "loss": 1.5, "validation": 0.2},
     ]
     events.write_text("\n".join(json.dumps(one) for one in told) + '\n{"epoch": 4, "lo')
-    assert tuning.curve_of("one") == [0.1, 0.3, 0.3]
-    assert tuning.curve_of("none") == []
+    assert pruning.curve_of("one") == [0.1, 0.3, 0.3]
+    assert pruning.curve_of("none") == []
 
 
 @pytest.mark.parametrize(
@@ -160,12 +162,88 @@ def test_a_curve_is_told_once_and_without_stages(home):
 )
 def test_a_third_of_the_trials_goes_on(curve, behind_them):
     others = [[0.1, 0.2, 0.2], [0.2, 0.3, 0.3], [0.0, 0.4, 0.4, 0.4], [0.9]]
-    assert tuning.falls_behind(curve, others) is behind_them
+    assert pruning.falls_behind(curve, others) is behind_them
 
 
 def test_nobody_is_ended_without_a_rival():
-    assert not tuning.falls_behind([0.0] * 10, [[1.0, 1.0]])
-    assert [tuning._last_rung(count) for count in (0, 2, 3, 8, 9, 26, 27)] == [0, 0, 3, 3, 9, 9, 27]
+    assert not pruning.falls_behind([0.0] * 10, [[1.0, 1.0]])
+    assert [pruning.last_rung(count) for count in (0, 2, 3, 8, 9, 26, 27)] == [0, 0, 3, 3, 9, 9, 27]
+
+
+LEVELS = """
+import time
+from typing import ClassVar
+
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+class LevelsConfig(MethodConfig):
+    level: float = 0.9
+    search_space: ClassVar = {"level": [0.9, 0.1, 0.2]}
+
+
+@register("levels")
+class Levels(Popularity):
+    \"\"\"Nine validations, all of them at its level.\"\"\"
+
+    Config = LevelsConfig
+
+    def fit(self, train, context):
+        super().fit(train, context)
+        for epoch in range(1, 10):
+            context.log(epoch=epoch, loss=1.0, validation=self.config.level)
+            with open(FOLDER + "/epochs", "a") as file:
+                print(self.config.level, time.time(), file=file)
+            time.sleep(PAUSE)
+"""
+
+
+def levels(folder: Path, pause: str):
+    """A suite of a method whose worse settings are below its own from the first validation on."""
+    (folder / "levels.py").write_text(LEVELS.replace("FOLDER", repr(str(folder))).replace("PAUSE", pause))
+    return make_suite({"methods": ["levels"], "datasets": ["tiny"], "plugins": [str(folder / "levels.py")]})
+
+
+def test_a_trial_that_falls_behind_says_by_which_rule(stored, tmp_path, capsys):
+    suite = levels(tmp_path, "0.0 if self.config.level == 0.9 else 0.3")
+    (study,) = tuning.tune(suite, {}, tmp_path / "results", Progress(), 5, None)
+    assert [trial.state for trial in study.finished] == ["done", "pruned", "pruned"]
+    (path,) = tmp_path.glob("results/tiny/levels/tuning-*.json")
+    said = capsys.readouterr().err
+    for trial in json.loads(path.read_text())["trials"][1:]:
+        assert 3 <= len(trial["curve"]) < 9
+        assert trial["reason"] == "below the best third at validation 3"
+        assert f"levels: pruned, ndcg@10 {trial['values']['level']:.4f}, {trial['reason']}, " in said
+
+
+def test_two_commands_with_one_search(stored, tmp_path, capsys, monkeypatch):
+    """The second waits, and finds the trials of the first."""
+    (study,) = search(tmp_path, trials=0)
+    study.trials = 2
+    tried: list[int] = []
+    watch = tuning._watch
+
+    def count(study, attempt, number, *more):
+        tried.append(number)
+        return watch(study, attempt, number, *more)
+
+    monkeypatch.setattr(tuning, "_watch", count)
+    found = []
+    second = threading.Thread(target=lambda: found.extend(tuning.tune(SUITE, {}, tmp_path, Progress(), 2, None)))
+    with study.held(Progress(), lambda: None):
+        second.start()
+        waits = "item_knn · tiny: waits for another command's same search\n"
+        said = ""
+        while waits not in said:
+            assert second.is_alive()
+            said += capsys.readouterr().err
+            time.sleep(0.02)
+        tuning._search(study, Progress(), lambda: None)
+    second.join()
+    assert tried == [0, 1]
+    assert told(found[0]) == told(study)
 
 
 PLUGIN = """
