@@ -6,6 +6,7 @@ Without a place they write under RESULTS/.trackers and use no network: TensorBoa
 W&B in its offline mode. A tracker that fails is given up with one line; the grid goes on.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,7 @@ class MLflow:
     """A run of the experiment `PROJECT` for each cell."""
 
     def __init__(self, place: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow 3 tells its makers of its use
         try:
             from mlflow.tracking import MlflowClient
         except ImportError:

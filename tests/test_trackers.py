@@ -1,6 +1,7 @@
 """Trackers: what they are told, that a failing one costs nothing, and that nothing leaves the machine unless asked."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -148,8 +149,11 @@ def test_mlflow_and_wandb_stay_on_this_machine_unless_asked(stored, tmp_path, mo
     monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
     monkeypatch.setitem(sys.modules, "mlflow.tracking", mlflow)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")  # restored after what follows
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
     cell = grid(stored)[1]
     tell(trackers._open("mlflow", tmp_path)[1], cell, None)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert called[0] == ("uri", f"sqlite:///{tmp_path / '.trackers' / 'mlflow.db'}")
     assert ("param", "config.dim", "8") in called
     assert ("metric", "run of 7", "valid ndcg/10", 0.25, 3) in called
