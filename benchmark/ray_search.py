@@ -5,7 +5,9 @@ repeated trial by trial; its record is the same, and it goes on from it.
 """
 
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,7 +23,7 @@ from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import FIRST_RUNG, KEPT, curve_of
 from genrec_bench.benchmark.ray_engine import Stopper, bundle_of, connected, needs_of, open_desk, too_large
 from genrec_bench.benchmark.ray_worker import CellTrial
-from genrec_bench.benchmark.tuning import Study
+from genrec_bench.benchmark.tuning import Study, Values
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -29,6 +31,7 @@ from genrec_bench.methods.base import Resources
 
 VALUE, TIME = "value", "validations"
 LONGEST = FIRST_RUNG * KEPT**6  # validations; far more than any method makes
+RETRIES = 3  # of a trial whose worker or machine was lost
 
 
 def search_on_ray(
@@ -50,54 +53,68 @@ def search_on_ray(
             raise InputError(f"--resources {study.cell.method}.processes: a search trains in one process")
         if (reason := too_large(needs)) is not None:
             raise InputError(f"{study.cell.method}: {reason}")
-        trainable = tune.with_parameters(
-            SearchTrial,
-            cell=study.cell,
-            dataset_sha256=study.dataset_sha256,
-            needs=needs,
-            desk=at,
-            options=Options(search=True, time_budget_s=study.budget_s),
-            installed=desks.installed(plugins),
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                SearchTrial,
+                cell=study.cell,
+                dataset_sha256=study.dataset_sha256,
+                needs=needs,
+                desk=at,
+                options=Options(search=True, time_budget_s=study.budget_s),
+                installed=desks.installed(plugins),
+            ),
+            tune.PlacementGroupFactory([bundle_of(needs)]),
         )
         watch = _Watch(study, progress, raise_if_stopped)
         study.go_on()  # Ray's own start is not the search's
-        tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([bundle_of(needs)])),
-            tune_config=tune.TuneConfig(
-                metric=VALUE,
-                mode="max",
-                search_alg=_Proposer(study),
-                scheduler=ASHAScheduler(
-                    time_attr=TIME,
-                    grace_period=FIRST_RUNG,
-                    reduction_factor=KEPT,
-                    max_t=LONGEST,
-                    stop_last_trials=False,
-                ),
-                num_samples=int(min(study.trials, study.size)) - len(study.finished),
-                max_concurrent_trials=jobs,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=str(store.home() / ray.get(at.hello.remote())[1]),
-                failure_config=tune.FailureConfig(max_failures=3),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # see CellTrial
-                callbacks=[watch],
-                stop=Stopper(watch),
-                verbose=0,
-            ),
-        ).fit()
+        folder = store.home() / ray.get(at.hello.remote())[1]
+        again: list[Values] = []
+        while True:
+            _fit(trainable, watch, again, jobs, folder)
+            if not (again := watch.given_up()):
+                break
         watch.close()
+
+
+def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None, folder: Path) -> None:
+    """What is left of the study as one experiment, which begins with the settings that are to be tried ``again``."""
+    study = watch.study
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=VALUE,
+            mode="max",
+            search_alg=_Proposer(study, again),
+            scheduler=ASHAScheduler(
+                time_attr=TIME,
+                grace_period=FIRST_RUNG,
+                reduction_factor=KEPT,
+                max_t=LONGEST,
+                stop_last_trials=False,
+            ),
+            num_samples=int(min(study.trials, study.size)) - len(study.finished),
+            max_concurrent_trials=jobs,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # see CellTrial
+            callbacks=[watch],
+            stop=Stopper(watch),
+            verbose=0,
+        ),
+    ).fit()
 
 
 class _Proposer(OptunaSearch):
     """OptunaSearch that knows the trials of before, or begins with the method's own settings, and repeats none."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, again: Sequence[Values] = ()) -> None:
         # of a trial that fell behind, what it had reached: it was no better than that
-        reached = [(trial, max(trial.curve)) for trial in study.finished if trial.value is None and trial.curve]
+        reached = [(trial, max(trial.curve)) for trial in study.finished if trial.state == "pruned"]
         known = reached + [(trial, trial.value) for trial in study.finished if trial.value is not None]
         super().__init__(
             tuning.distributions(study),
@@ -108,6 +125,9 @@ class _Proposer(OptunaSearch):
             evaluated_rewards=[value for _, value in known] or None,
         )
         self._proposed = [trial.values for trial in study.finished]
+        waiting: Any = self._ot_study
+        for values in again:
+            waiting.enqueue_trial(values)
 
     def suggest(self, trial_id: str) -> Any:
         from optuna.trial import TrialState
@@ -120,6 +140,11 @@ class _Proposer(OptunaSearch):
                 return values
             study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
         return self.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        news: News | None = (result or {}).get("news")
+        failed = news is not None and news.done and news.value is None  # what its last validation was says nothing
+        super().on_trial_complete(trial_id, None if failed else result, error or failed)
 
 
 class SearchTrial(CellTrial):
@@ -171,6 +196,8 @@ class _Watch(tune.Callback):
         self.study, self.progress, self._raise_if_stopped = study, progress, raise_if_stopped
         self.fault: str | None = None
         self._begun: dict[str, float] = {}
+        self._lost: dict[str, int] = {}  # run id of a trial -> how often its worker was lost
+        self._given_up: list[Values] = []
 
     def __deepcopy__(self, memo: Any) -> "_Watch":
         return self
@@ -221,7 +248,12 @@ class _Watch(tune.Callback):
             self._add(tuning.pruned(number, values, curve, seconds))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = "its worker was lost again and again"
+        identity = run_id(self.study.cell_of(trial.config), self.study.dataset_sha256)
+        self._lost[identity] = self._lost.get(identity, 0) + trial.num_failures
+        if self._lost[identity] <= RETRIES:  # Tune gives a trial up at once whose worker dies between two trials
+            self._given_up.append(dict(trial.config))
+            return
+        reason = f"its worker was lost {self._lost[identity]} times"
         seconds = time.monotonic() - self._begun.get(trial.trial_id, time.monotonic())
         self._add(
             Trial(
@@ -229,6 +261,11 @@ class _Watch(tune.Callback):
                 seconds=seconds, curve=[],
             )
         )  # fmt: skip
+
+    def given_up(self) -> list[Values]:
+        """Settings that are to be tried in another experiment, where there is to be one; each is told of once."""
+        values, self._given_up = self._given_up, []
+        return [] if self.stops() else values
 
     def _add(self, trial: Trial) -> None:
         try:

@@ -10,21 +10,25 @@ import pytest
 from conftest import ROOT
 from test_runner import SASREC, files_of, grid_of, plugin
 from test_runner import run as run_locally
+from test_tuning import levels, poisoned
 from torch import distributed
 
-from genrec_bench.benchmark import desk, models, records
+from genrec_bench.benchmark import desk, models, records, tuning
 from genrec_bench.benchmark import execute as executing
-from genrec_bench.benchmark.attempt import job_of
+from genrec_bench.benchmark.attempt import News, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.process import Work
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.suite import cells, make_suite
+from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.base import Resources
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-from genrec_bench.benchmark import ray_engine, ray_worker  # noqa: E402 - after the skip
+from optuna.trial import TrialState  # noqa: E402 - after the skip
+
+from genrec_bench.benchmark import ray_engine, ray_search, ray_worker  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -304,8 +308,6 @@ def test_only_three_files_know_ray():
 
 
 def test_a_search_on_ray(stored, tmp_path):
-    from genrec_bench.benchmark import tuning
-
     suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
     for trials, there in ((3, 3), (5, 5)):  # the second goes on from the first
         (study,) = tuning.tune(suite, {}, tmp_path, Progress(quiet=True), trials, 120.0, jobs=2, on_ray={})
@@ -322,10 +324,82 @@ def test_a_search_on_ray(stored, tmp_path):
 
 
 def test_a_search_on_ray_tries_no_settings_twice(stored, tmp_path):
-    from genrec_bench.benchmark import tuning
-
     suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
     fixed = {"item_knn": {"shrink": 10.0, "decay": 0.5}}
     (study,) = tuning.tune(suite, fixed, tmp_path, Progress(quiet=True), 20, 120.0, jobs=2, on_ray={})
     (choices,) = study.space.values()
     assert sorted(trial.values["neighbours"] for trial in study.finished) == sorted(choices)
+
+
+def test_what_a_search_on_ray_learns_from(stored, tmp_path):
+    """A failed trial has no value, whatever its last validation was; one whose worker was lost is tried again."""
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    (study,) = tuning.tune(suite, {}, tmp_path, Progress(quiet=True), 0, None)
+    proposer = ray_search._Proposer(study)
+    values = [proposer.suggest(name) for name in "abc"]
+    for name, news in (("a", News(done=True, value=0.5)), ("b", News(done=True, reason="fit raised X")), ("c", News())):
+        proposer.on_trial_complete(name, {"value": 0.5, "news": news})
+    assert [one.state.name for one in proposer._ot_study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+    states = ("done", "failed", "pruned")
+    study.finished = [
+        Trial(number=n, values=values[n], state=state, value=0.5 if n == 0 else None, seconds=1.0, curve=[0.2, 0.4])
+        for n, state in enumerate(states)
+    ]
+    other = {**values[0], "shrink": 3.0}
+    proposer = ray_search._Proposer(study, [other])
+    assert sorted(one.value for one in proposer._ot_study.get_trials(states=[TrialState.COMPLETE])) == [0.4, 0.5]
+    assert proposer.suggest("d") == other
+
+
+def test_a_trial_that_tune_gives_up_at_once_is_tried_again(stored, tmp_path, monkeypatch):
+    original = ray_search._Watch.on_trial_complete
+    lost = []
+
+    def complete_of_a_lost_worker(self, iteration, trials, trial, **info):
+        if not lost:
+            lost.append(dict(trial.config))
+            trial.run_metadata.num_failures += 1
+            self.on_trial_error(iteration, trials, trial)
+        else:
+            original(self, iteration, trials, trial, **info)
+
+    monkeypatch.setattr(ray_search._Watch, "on_trial_complete", complete_of_a_lost_worker)
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    (study,) = tuning.tune(suite, {}, tmp_path, Progress(quiet=True), 2, 120.0, jobs=1, on_ray={})
+    assert [trial.state for trial in study.finished] == ["done", "done"]
+    assert lost[0] in [trial.values for trial in study.finished]
+
+
+def test_a_search_on_ray_ends_trials_that_fall_behind(stored, tmp_path, capsys):
+    suite = levels(tmp_path, "0.6")
+    (study,) = tuning.tune(suite, {}, tmp_path / "results", Progress(), 5, None, jobs=2, on_ray={})
+    states = {trial.values["level"]: trial.state for trial in study.finished}
+    assert states[0.9] == "done"
+    assert "pruned" in (states[0.1], states[0.2])
+    said = capsys.readouterr().err
+    for trial in study.finished:
+        if trial.state == "pruned":
+            assert 3 <= len(trial.curve) < 9
+            assert trial.reason == "below the best third at validation 3"
+            assert f"levels: pruned, ndcg@10 {trial.values['level']:.4f}, {trial.reason}, " in said
+    times: dict[str, list[float]] = {}
+    for level, at in map(str.split, (tmp_path / "epochs").read_text().splitlines()):
+        times.setdefault(level, []).append(float(at))
+    (_, end), (begin, _), *_ = sorted((min(told), max(told)) for told in times.values())
+    assert begin < end  # two at a time
+
+
+def test_a_search_on_ray_reads_validation_only(stored, tiny, tmp_path):
+    """With every test target poisoned, no settings have another value."""
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    fixed = {"item_knn": {"shrink": 10.0, "decay": 0.5}}
+    found = []
+    for data in (tiny, poisoned(tiny)):
+        store.save(data)
+        (study,) = tuning.tune(suite, fixed, tmp_path, Progress(quiet=True), 20, 120.0, jobs=2, on_ray={})
+        assert len(study.finished) == study.size
+        found.append((study.dataset_sha256, {one.values["neighbours"]: one.value for one in study.finished}))
+    (clean, before), (dirty, after) = found
+    assert clean != dirty
+    assert before == after

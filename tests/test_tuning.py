@@ -21,6 +21,7 @@ from genrec_bench.benchmark.suite import cells, make_suite, read_suite
 from genrec_bench.benchmark.tuning_records import behind, read_all
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.datasets.interactions import InteractionData
 from genrec_bench.datasets.splits import leave_one_out
 
 pytest.importorskip("optuna", reason="the extra `ray` is not installed")
@@ -36,18 +37,23 @@ def told(study) -> list[tuple]:
     return [(one.number, one.values, one.state, one.value, one.curve) for one in study.finished]
 
 
+def poisoned(data: InteractionData) -> InteractionData:
+    """The same data with other test targets."""
+    rng = np.random.default_rng(0)
+    last = data.sequences.offsets[1:] - 1
+    items = data.sequences.items.copy()
+    items[last] = (items[last] + rng.integers(1, data.num_items, len(last))) % data.num_items
+    other = replace(data, sequences=replace(data.sequences, items=items), sha256="")
+    before, after = leave_one_out(data), leave_one_out(other)
+    assert (before.test.targets != after.test.targets).all()
+    assert rows_of(before.train.sequences) == rows_of(after.train.sequences)
+    return other
+
+
 def test_a_search_reads_validation_only(stored, tiny, tmp_path):
     """With every test target poisoned, nothing that it tries, measures or chooses changes."""
     (clean,) = search(tmp_path / "clean")
-    rng = np.random.default_rng(0)
-    last = tiny.sequences.offsets[1:] - 1
-    items = tiny.sequences.items.copy()
-    items[last] = (items[last] + rng.integers(1, tiny.num_items, len(last))) % tiny.num_items
-    poisoned = replace(tiny, sequences=replace(tiny.sequences, items=items), sha256="")
-    before, after = leave_one_out(tiny), leave_one_out(poisoned)
-    assert (before.test.targets != after.test.targets).all()
-    assert rows_of(before.train.sequences) == rows_of(after.train.sequences)
-    store.save(poisoned)
+    store.save(poisoned(tiny))
     (dirty,) = search(tmp_path / "dirty")
     assert dirty.dataset_sha256 != clean.dataset_sha256
     assert told(dirty) == told(clean)
