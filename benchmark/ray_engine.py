@@ -11,6 +11,8 @@ that dies with its machine is started again elsewhere.
 import logging
 import os
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,13 +96,15 @@ def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise InputError(f"--address {address}: start the command on a machine of the cluster, and give HOST:6379")
-    before = ray.is_initialized()
+    before, stops = ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     if not before:
         try:
             own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f"No Ray to work with at '{address}': {' '.join(str(error).split())[:400]}") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stops)  # Ray's own would end the command at once, tidied up or not
     try:
         _refuse_strangers(plugins)
         yield plugins

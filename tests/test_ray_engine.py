@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from genrec_bench.benchmark.attempt import News, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.process import Work
 from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.runner import Interrupted, stop_signals
 from genrec_bench.benchmark.suite import cells, make_suite
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
@@ -233,6 +235,20 @@ def test_another_version_is_refused_by_name(stored, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=expected):
         run(tmp_path, ["popularity"])
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_signal_stops_the_command_as_without_ray(monkeypatch):
+    def init(**options):
+        signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray's own"))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_engine, "_refuse_strangers", lambda plugins: None)
+    with stop_signals() as raise_if_stopped, ray_engine.connected(None, []):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            raise_if_stopped()
 
 
 def test_a_missing_plugin_is_named(tmp_path):
