@@ -169,9 +169,11 @@ def _run_and_print(
     from genrec_bench.benchmark import standings, trackers
     from genrec_bench.benchmark.in_step import run_in_step
     from genrec_bench.benchmark.runner import Interrupted, run_grid
-    from genrec_bench.benchmark.suite import cells, left_out, seconds
+    from genrec_bench.benchmark.suite import cells, left_out, refuse_unused, seconds
 
     grid, others = cells(suite, settings), left_out(suite)
+    if on_ray is not None:
+        refuse_unused(on_ray["resources"], suite, "--resources")
     reasons = [f"{name} takes part in {' and '.join(theirs)} only" for name, theirs in others.items()]
     if not grid:
         raise InputError(f"Nothing to run: {'; '.join(reasons)}: add --protocol {next(iter(others.values()))[0]}")

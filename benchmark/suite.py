@@ -9,7 +9,7 @@ tiers: {base: {lc_rec: {lora: {r: 16}}}}       # what another tier's language mo
 keep_models: true                              # for `genrec-bench recommend`
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -188,16 +188,14 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
         for name, digest in registry.load_plugin(path).items():
             plugins[name] = (str(Path(path).resolve()), digest)
     settings = settings or {}
+    refuse_unused(settings, suite)
     known_values = (*suite.tuned.values(), *suite.tiers.values())
-    for name in {*settings, *(method for values in known_values for method in values)}:
+    for name in {method for values in known_values for method in values}:
         registry.get(name)  # a misspelt method fails here, not by being silently unused
     for dataset in suite.tuned:
         known = {*catalogue.names(), *store.list_prepared(), *suite.datasets}
         if dataset not in known:
             raise unknown("data set in tuned", dataset, known)
-    unused = set(settings) - {entry.method for entry in suite.methods}
-    if unused:
-        raise InputError(f"--set {sorted(unused)[0]}.…: that method is not part of this run")
     if suite.exclude != "sequence" and "cand20" not in suite.protocols:
         raise InputError(f"exclude={suite.exclude} is of protocol cand20, which is not part of this run")
     found = [
@@ -271,6 +269,14 @@ def seconds(duration: str) -> float:
             f"Time '{duration}': expected a positive number with s, m or h, such as 90s or 25m (alone: seconds)"
         )
     return value
+
+
+def refuse_unused(settings: Mapping[str, Any], suite: Suite, option: str = "--set") -> None:
+    """Raise InputError where a method that is given values is misspelt, or not part of the suite."""
+    for name in sorted(settings):
+        registry.get(name)
+        if name not in {entry.method for entry in suite.methods}:
+            raise InputError(f"{option} {name}.…: that method is not part of this run")
 
 
 def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, dict[str, Any]]:

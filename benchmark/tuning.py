@@ -29,7 +29,7 @@ from genrec_bench.benchmark.execute import protocol_of, run_id
 from genrec_bench.benchmark.process import CellProcess
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import curve_of, falls_behind, why
-from genrec_bench.benchmark.suite import Cell, Suite, cells, merged
+from genrec_bench.benchmark.suite import Cell, Suite, cells, merged, refuse_unused
 from genrec_bench.benchmark.tuning_records import Trial, Tuning, read
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -220,6 +220,8 @@ def tune(
     results = Path(results).absolute()
     records.check_writable(results)
     grid = cells(suite, settings)
+    if on_ray is not None:
+        refuse_unused(on_ray.get("resources", {}), suite, "--resources")
     if not grid:
         raise InputError("Nothing to search: none of these methods takes part in this protocol")
     studies = []

@@ -271,6 +271,8 @@ def test_a_cell_that_no_machine_can_hold(stored, tmp_path):
         (["--engine=rey"], "Unknown engine 'rey'. Did you mean: ray"),
         (["--address=a:1"], "--address and --resources are of --engine ray"),
         (["--engine=ray", "--resources=popularity.gpu=1"], "Unknown resource of popularity 'gpu'. Did you mean: gpus"),
+        (["--engine=ray", "--resources=popularty.cpus=1"], "Unknown method 'popularty'. Did you mean: popularity"),
+        (["--engine=ray", "--resources=markov.cpus=1"], "--resources markov.…: that method is not part of this run"),
         (["--engine=ray", "--resources=popularity.cpus=0"], "popularity.cpus=0: expected a positive number"),
         (["--engine=ray", "--resources=popularity.processes=2"], "popularity trains in one process"),
         (["--engine=ray", "--address=ray://a:1"], "start the command on a machine of the cluster"),
@@ -281,6 +283,12 @@ def test_wrong_options(command, stored, tmp_path, options, message):
     assert code == 2
     assert message in said
     assert "Traceback" not in said
+
+
+def test_resources_of_another_method_are_refused_by_a_search(stored, tmp_path):
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    with pytest.raises(InputError, match=r"--resources markov\.…: that method is not part of this run"):
+        tuning.tune(suite, {}, tmp_path, Progress(), 2, None, on_ray={"resources": {"markov": {"cpus": 1}}})
 
 
 def test_results_that_cannot_be_written(stored, tmp_path):
