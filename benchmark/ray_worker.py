@@ -175,10 +175,10 @@ def _one_of_them(config: dict[str, Any]) -> tuple[str, str | None]:
         except MethodFault as error:
             reason = str(error)
         except MemoryError:
-            reason = "out of memory"
-            desk.run_out(identity)  # the others may wait for this one in vain: Ray Train starts all of them again
+            desk.run_out(identity)
+            raise  # the others may wait for this one in vain: Ray Train starts all of them again
         reason = distributed.agreed(reason)
-    kind = "done" if reason is None else "memory" if desk.ran_out(identity) else "failed"
+    kind = "done" if reason is None else "failed"
     if distributed.rank() == 0 and kind == "done":
         model = desks.read_tree(models.folder(identity)) if work.keep_model and not shared else None
         desk.deliver(job.dataset, job.method, identity, desks.read_tree(work.results), model)

@@ -209,21 +209,15 @@ def test_the_model_of_several_processes_comes_home(together):
 
 
 def test_out_of_memory_in_one_of_several_processes(together, monkeypatch):
-    """The others wait for it in vain, until they are all started again; then none of them tries the same batch."""
+    """It waits for no other; when all have been started again, none of them tries the same batch."""
 
     def no_memory(*everything):
         raise MemoryError
 
-    def alone(reason):
-        raise RuntimeError(f"process 1 of 2 failed alone: {reason}")
-
     monkeypatch.setattr(executing, "execute", no_memory)
-    assert ray_worker._one_of_them(together) == ("memory", "out of memory")  # all met in time
-    together["desk"] = Noting(str(store.home()), "results", "mark")
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_worker.distributed, "agreed", alone)
-        with pytest.raises(RuntimeError, match="alone: out of memory"):
-            ray_worker._one_of_them(together)
+    monkeypatch.setattr(ray_worker.distributed, "agreed", lambda reason: pytest.fail("it waited for the others"))
+    with pytest.raises(MemoryError):
+        ray_worker._one_of_them(together)
     monkeypatch.setattr(executing, "execute", lambda *everything: pytest.fail("it was tried again"))
     assert ray_worker._one_of_them(together) == ("memory", "out of memory")
 
