@@ -5,8 +5,9 @@ may wait for hours while rank 0 builds an index, and cannot be mistaken for a tr
 """
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,10 +125,19 @@ def agreed(failure: str | None) -> str | None:
     """
     from torch import distributed
 
-    try:
-        distributed.monitored_barrier(_messages, timeout=FAILURE_WAITS if failure else MESSAGE_WAITS)
-    except RuntimeError as error:
-        raise RuntimeError(f"process {rank()} of {world_size()} failed alone: {failure}") from error
+    met = threading.Event()
+
+    def meet() -> None:
+        with suppress(RuntimeError):
+            distributed.monitored_barrier(_messages, timeout=FAILURE_WAITS if failure else MESSAGE_WAITS)
+            met.set()
+
+    # rank 0 alone heeds the timeout: the others would wait for it as long as for any message
+    meeting = threading.Thread(target=meet, daemon=True)
+    meeting.start()
+    meeting.join(FAILURE_WAITS.total_seconds() + 1 if failure else None)
+    if not met.is_set():
+        raise RuntimeError(f"process {rank()} of {world_size()} failed alone: {failure}")
     return next((one for one in all_of(failure) if one), None)
 
 

@@ -113,3 +113,29 @@ def test_the_command_in_two_processes_writes_one_record_a_cell(stored, tmp_path)
     assert two.validation.value == pytest.approx(one.validation.value, abs=0.02)
     assert two.cost.parameters == one.cost.parameters
     assert two.cost.hardware == f"2 x {one.cost.hardware}"
+
+
+ALONE = """
+import os, sys
+from datetime import timedelta
+from torch import distributed as processes
+from genrec_bench.methods import distributed
+
+distributed.FAILURE_WAITS = timedelta(seconds=1)
+with distributed.joined():
+    if distributed.rank() != int(sys.argv[1]):
+        processes.barrier()  # in the middle of the work, where the other never comes
+    try:
+        distributed.agreed("boom")
+    except RuntimeError as error:
+        print(error, flush=True)
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(rank, tmp_path):
+    (tmp_path / "alone.py").write_text(ALONE)
+    done = torchrun(tmp_path / "alone.py", rank)
+    assert done.returncode != 0
+    assert f"process {rank} of 2 failed alone: boom" in done.stdout
