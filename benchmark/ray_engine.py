@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from genrec_bench.benchmark.runner import Grid, Outcome
 
 RETRIES = 20  # of a trial whose worker or machine was lost: no fault of the cell's
+LOST = "its worker was lost; it starts again from what came home"
 WATCHER = {"memory": float(2**20)}  # of a trial whose processes have resources of their own: a trial must ask for some
 QUIET = {  # Tune's own logs, files and network use, and Ray's guard of memory, none of which is wanted
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -103,6 +104,7 @@ def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> 
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f"No Ray to work with at '{address}': {' '.join(str(error).split())[:400]}") from None
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is a line of ours, no traceback
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stops)  # Ray's own would end the command at once, tidied up or not
     try:
@@ -302,6 +304,10 @@ class _Watch(tune.Callback):
             if news.run_id not in (None, identity):  # half the batch: another run
                 self.grid.outcome.run_ids.append(news.run_id)
             self._close(number, news.reason)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cell = self.missing[trial.config["job"]["number"]][0]
+        self.grid.progress.say(f"  {cell}: {LOST}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, lost = trial.config["job"]["number"], trial.num_failures

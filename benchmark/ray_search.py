@@ -21,7 +21,7 @@ from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import FIRST_RUNG, KEPT, curve_of
-from genrec_bench.benchmark.ray_engine import Stopper, bundle_of, connected, needs_of, open_desk, too_large
+from genrec_bench.benchmark.ray_engine import LOST, Stopper, bundle_of, connected, needs_of, open_desk, too_large
 from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.benchmark.tuning import Study, Values
 from genrec_bench.benchmark.tuning_records import Trial
@@ -246,6 +246,9 @@ class _Watch(tune.Callback):
             self._add(tuning.ended(number, values, news, curve, seconds))
         elif not self.stops():
             self._add(tuning.pruned(number, values, curve, seconds))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.say(f"  {self.study.cell.label} {trial.config}: {LOST}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         identity = run_id(self.study.cell_of(trial.config), self.study.dataset_sha256)

@@ -299,6 +299,33 @@ def test_processes_that_there_is_no_room_for(stored, tmp_path):
     assert reason == "there is room for 2 of its 4 processes, each of which asks for CPU 1"
 
 
+LOSES_ITS_WORKER = """
+from pathlib import Path
+import psutil
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+@register("unlucky")
+class Unlucky(Popularity):
+    def fit(self, train, context):
+        if not Path({flag!r}).exists():
+            Path({flag!r}).touch()
+            above = psutil.Process().parents()
+            next(one for one in above if "".join(one.cmdline()).startswith("ray::")).kill()
+        super().fit(train, context)
+"""
+
+
+def test_a_lost_worker_is_a_line_and_no_traceback(stored, tmp_path, capfd):
+    plugin = tmp_path / "unlucky.py"
+    plugin.write_text(LOSES_ITS_WORKER.format(flag=str(tmp_path / "flag")))
+    grid = grid_of(["unlucky"], plugins=[str(plugin)])
+    assert ray_engine.run_on_ray(grid, tmp_path / "results", Progress(), jobs=2).done == 1
+    said = capfd.readouterr().err
+    assert said.count(ray_engine.LOST) == 1
+    assert "Traceback" not in said
+
+
 def test_a_cell_that_tune_gives_up_at_once_is_tried_again(stored, tmp_path, monkeypatch):
     """As where a worker dies between two cells: Tune's own retries are passed over."""
     original = ray_engine._Watch.on_trial_result
