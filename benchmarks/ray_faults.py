@@ -74,12 +74,12 @@ class Machines:
         self.second = self.add()
 
     def processes(self) -> Iterator[psutil.Process]:
-        """Everything below the raylets but Ray's own agents."""
+        """Everything below the raylets but Ray's own agents, with which a raylet ends."""
         for node in self.cluster.list_all_nodes():
             for infos in node.all_processes.get("raylet", []):
                 for process in psutil.Process(infos.process.pid).children(recursive=True):
                     name = " ".join(process.cmdline()) if lives(process) else ""
-                    if name.startswith("ray::") or "forkserver" in name:
+                    if (name.startswith("ray::") or "forkserver" in name) and not name.endswith("Agent"):
                         yield process
 
 
