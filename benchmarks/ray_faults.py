@@ -78,7 +78,7 @@ class Machines:
         for node in self.cluster.list_all_nodes():
             for infos in node.all_processes.get("raylet", []):
                 for process in psutil.Process(infos.process.pid).children(recursive=True):
-                    name = " ".join(process.cmdline()) if lives(process) else ""
+                    name = " ".join(process.cmdline()).strip() if lives(process) else ""
                     if (name.startswith("ray::") or "forkserver" in name) and not name.endswith("Agent"):
                         yield process
 
