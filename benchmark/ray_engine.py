@@ -229,19 +229,24 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 reuse_actors=True, max_concurrent_trials=jobs, trial_dirname_creator=lambda trial: trial.trial_id
             ),
-            run_config=tune.RunConfig(
-                name=uuid.uuid4().hex,
-                storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # see CellTrial
-                callbacks=[watch],
-                stop=Stopper(watch),
-                verbose=0,
-            ),
+            run_config=experiment(folder, watch, RETRIES),
         )
         tuner.fit()
         watch.raise_what_stopped_it()
         left = {number: left[number] for number in watch.given_up()}
+
+
+def experiment(folder: Path, watch: Any, retries: int) -> tune.RunConfig:
+    """How Tune keeps an experiment: under ``folder``, watched, silent, saving nothing of its trials (`CellTrial`)."""
+    return tune.RunConfig(
+        name=uuid.uuid4().hex,
+        storage_path=str(folder),
+        failure_config=tune.FailureConfig(max_failures=retries),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        callbacks=[watch],
+        stop=Stopper(watch),
+        verbose=0,
+    )
 
 
 class _Watch(tune.Callback):

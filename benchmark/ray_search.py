@@ -5,7 +5,6 @@ repeated trial by trial; its record is the same, and it goes on from it.
 """
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import FIRST_RUNG, KEPT, curve_of
-from genrec_bench.benchmark.ray_engine import LOST, Stopper, bundle_of, connected, needs_of, open_desk, too_large
+from genrec_bench.benchmark.ray_engine import LOST, bundle_of, connected, experiment, needs_of, open_desk, too_large
 from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.benchmark.tuning import Study, Values
 from genrec_bench.benchmark.tuning_records import Trial
@@ -97,15 +96,7 @@ def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(
-            name=uuid.uuid4().hex,
-            storage_path=str(folder),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # see CellTrial
-            callbacks=[watch],
-            stop=Stopper(watch),
-            verbose=0,
-        ),
+        run_config=experiment(folder, watch, RETRIES),
     ).fit()
 
 
