@@ -2,8 +2,8 @@
 
     genrec-bench check my_method.py
 
-The same checks run over our own methods in tests/test_contract.py. A method that only picks among candidates is asked
-under the candidate protocol instead of the full one.
+The same checks run over our own methods in tests/test_contract_methods.py. A method that only picks among candidates is
+asked under the candidate protocol instead of the full one.
 """
 
 import gc

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_data, make_histories
-from test_contract import TINY as CONTRACT
+from test_contract_methods import TINY as CONTRACT
 
 from genrec_bench.benchmark.evaluate import evaluate, validation_ranks
 from genrec_bench.benchmark.protocols import Full, selection_value
