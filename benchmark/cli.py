@@ -27,6 +27,12 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", help="Get, import, describe and audit data sets.")
 
+SuiteArgument = Annotated[Path | None, typer.Argument(help="Suite file (YAML).", show_default=False)]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--method", help="Method, or label of a suite's row; may be repeated.")
+]
+DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Data set; may be repeated.")]
+ScaleOption = Annotated[str | None, typer.Option("--scale", help="tiny, base or paper.")]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.")]
 PluginOption = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers methods.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="local, or ray: many GPUs and machines.")]
@@ -63,14 +69,12 @@ def quickstart(
 
 @app.command()
 def run(
-    suite: Annotated[Path | None, typer.Argument(help="Suite file (YAML).", show_default=False)] = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", help="Method, or label of a suite's row; may be repeated.")
-    ] = None,
-    dataset: Annotated[list[str] | None, typer.Option("--dataset", help="Data set; may be repeated.")] = None,
+    suite: SuiteArgument = None,
+    method: MethodOption = None,
+    dataset: DatasetOption = None,
     protocol: Annotated[list[str] | None, typer.Option("--protocol", help="full or cand20; may be repeated.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2.")] = None,
-    scale: Annotated[str | None, typer.Option("--scale", help="tiny, base or paper.")] = None,
+    scale: ScaleOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE; may be repeated.")] = None,
     mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,
     exclude: Annotated[
@@ -102,7 +106,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the tables only.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of METHODS x DATASETS x SEEDS, and print the tables."""
-    from genrec_bench.benchmark.suite import make_suite, parse_settings, read_suite, rows
+    from genrec_bench.benchmark.suite import parse_settings
 
     given: dict[str, Any] = {
         "methods": method,
@@ -116,18 +120,24 @@ def run(
         "keep_models": keep_models or None,
         "plugins": plugin,
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    if suite is not None:
-        whole = read_suite(suite)
-        if method:
-            given["methods"] = [row.model_dump() for row in rows(whole, method)]
-        chosen = make_suite({**whole.model_dump(), **given})
-    elif method and dataset:
-        chosen = make_suite(given)
-    else:
-        raise InputError("Give a suite file, or --method and --dataset")
+    chosen = _chosen(suite, given)
     settings, on_ray = parse_settings(set_ or []), _on_ray(engine, address, resources)
     _run_and_print(chosen, results, settings, quiet=quiet, force=force, jobs=jobs, track=track or [], on_ray=on_ray)
+
+
+def _chosen(path: Path | None, given: dict[str, Any]) -> "Suite":
+    """The suite of a file, of options alone (None: an option that was not given), or of both."""
+    from genrec_bench.benchmark.suite import make_suite, read_suite, rows
+
+    given = {key: value for key, value in given.items() if value is not None}
+    if path is not None:
+        whole = read_suite(path)
+        if names := given.get("methods"):
+            given["methods"] = [row.model_dump() for row in rows(whole, names)]
+        return make_suite({**whole.model_dump(), **given})
+    if given.get("methods") and given.get("datasets"):
+        return make_suite(given)
+    raise InputError("Give a suite file, or --method and --dataset")
 
 
 def _on_ray(engine: str, address: str | None, resources: list[str] | None = None) -> dict[str, Any] | None:
@@ -211,12 +221,13 @@ def _run_and_print(
 
 @app.command()
 def tune(
-    method: Annotated[list[str], typer.Option("--method", help="Method; may be repeated.")],
-    dataset: Annotated[list[str], typer.Option("--dataset", help="Data set; may be repeated.")],
+    suite: SuiteArgument = None,
+    method: MethodOption = None,
+    dataset: DatasetOption = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Of each method on each data set.")] = 20,
     time_budget: Annotated[str | None, typer.Option("--time-budget", help="Of each search, such as 30m.")] = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="full or cand20.")] = "full",
-    scale: Annotated[str, typer.Option("--scale", help="tiny, base or paper.")] = "tiny",
+    protocol: Annotated[str | None, typer.Option("--protocol", help="full or cand20.")] = None,
+    scale: ScaleOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the search.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE that is not searched.")] = None,
     mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,
@@ -231,14 +242,14 @@ def tune(
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Trials at a time (ray).")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
 ) -> None:
-    """Search methods' settings on validation, each with the same trials and time; the same command goes on."""
-    from genrec_bench.benchmark import tuning
+    """Search methods' settings, or a suite's rows', on validation, with the same trials and time for each."""
+    from genrec_bench.benchmark import tuning, tuning_report
     from genrec_bench.benchmark.progress import Progress
     from genrec_bench.benchmark.runner import Interrupted
-    from genrec_bench.benchmark.suite import make_suite, parse_settings, seconds
+    from genrec_bench.benchmark.suite import parse_settings, seconds
 
-    values = {"methods": method, "datasets": dataset, "protocols": [protocol], "scale": scale, "mask_seen": mask_seen}
-    suite = make_suite({**values, "plugins": plugin or []})
+    given = {"methods": method, "datasets": dataset, "scale": scale, "mask_seen": mask_seen or None, "plugins": plugin}
+    chosen = _chosen(suite, {**given, "protocols": [protocol] if protocol else None})
     if distributed.world_size() > 1:
         raise InputError("genrec-bench tune runs without torchrun; --engine ray takes several GPUs")
     settings, on_ray = parse_settings(set_ or []), _on_ray(engine, address, resources)
@@ -246,13 +257,13 @@ def tune(
         raise InputError("--jobs is of --engine ray: without it trials go one after the other")
     budget_s = seconds(time_budget) if time_budget else None
     try:
-        studies = tuning.tune(suite, settings, results, Progress(quiet), trials, budget_s, seed, jobs, on_ray)
+        studies = tuning.tune(chosen, settings, results, Progress(quiet), trials, budget_s, seed, jobs, on_ray)
     except Interrupted as signal_name:
         print(f"Stopped by {signal_name}: finished trials are recorded; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
     path = output or results / "tuned.yaml"
-    tuning.write_suite(studies, path, suite)
-    print(tuning.report(studies))
+    tuning_report.write_suite(studies, path, chosen)
+    print(tuning_report.report(studies))
     print(f"\nThe best settings: genrec-bench run {path}")
     if any(study.best is None for study in studies):
         raise typer.Exit(1)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from filelock import Timeout
 
 from genrec_bench.benchmark import records, storage
@@ -219,7 +218,7 @@ def tune(
 
     results = Path(results).absolute()
     records.check_writable(results)
-    grid = cells(suite, settings)
+    grid = cells(_one_row_each(suite), settings)
     if on_ray is not None:
         refuse_unused(on_ray.get("resources", {}), suite, "--resources")
     if not grid:
@@ -232,9 +231,12 @@ def tune(
         fixed = merged(entry.config, settings.get(cell.method, {}))
         engine = "local" if on_ray is None else "ray"
         study = Study(cell, fixed, sha256, seed, engine, trials, budget_s, results)
-        if not study.space:
-            raise InputError(f"{cell.method} has nothing to search: see genrec-bench methods {cell.method}")
-        studies.append(study)
+        if study.space:
+            studies.append(study)
+        else:
+            progress.say(f"left out: {cell.method} has nothing to search")
+    if not studies:
+        raise InputError(f"{cell.method} has nothing to search: see genrec-bench methods {cell.method}")
     with stop_signals() as raise_if_stopped:
         for study in studies:
             with study.held(progress, raise_if_stopped):
@@ -251,61 +253,15 @@ def tune(
     return studies
 
 
-def write_suite(studies: Sequence[Study], path: Path, suite: Suite) -> None:
-    """The best settings as a suite that `genrec-bench run` takes."""
-    tuned: dict[str, dict[str, Any]] = {}
-    for study in studies:
-        if (best := study.best) is not None:
-            tuned.setdefault(study.cell.dataset, {})[study.cell.method] = nested(best.values)
-    fixed = {study.cell.method: study.fixed for study in studies}
-    content = {
-        "name": path.stem,
-        "methods": [{"method": name, "config": fixed[name]} if fixed[name] else name for name in fixed],
-        "datasets": suite.datasets,
-        "protocols": suite.protocols,
-        "seeds": suite.seeds,
-        "scale": suite.scale,
-        "mask_seen": suite.mask_seen,
-        "exclude": suite.exclude,
-        "plugins": [str(Path(plugin).resolve()) for plugin in suite.plugins],
-        "tuned": tuned,
-    }
-    notes = [
-        f"# {study.cell.method} on {study.cell.dataset}: {_described(study)}, tuning-{study.identity}.json"
-        for study in studies
-    ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([*notes, yaml.safe_dump(content, sort_keys=False)]), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror}") from None
-
-
-def report(studies: Sequence[Study]) -> str:
-    """A line a study: what was spent, what it gave."""
-    from tabulate import tabulate
-
-    rows = []
-    for study in studies:
-        first, best = next(iter(study.finished), None), study.best
-        settings = [] if best is None else [f"{key}={_short(value)}" for key, value in best.values.items()]
-        rows.append([
-            study.cell.method, study.cell.dataset, f"{len(study.finished)}/{study.trials}", f"{study.spent_s:.0f} s",
-            None if first is None else first.value, None if best is None else best.value, ", ".join(settings),
-        ])  # fmt: skip
-    metric = studies[0].cell.rules.selection_metric
-    headers = ["method", "data set", "trials", "time", f"first {metric}", f"best {metric}", "best settings"]
-    return tabulate(rows, headers=headers, floatfmt=".4f", missingval="-")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _described(study: Study) -> str:
-    best, metric = study.best, study.cell.rules.selection_metric
-    value = "no trial ended well" if best is None else f"validation {metric} {best.value:.4f}"
-    return f"{len(study.finished)} trials, {study.spent_s:.0f} s, {value}"
+def _one_row_each(suite: Suite) -> Suite:
+    """The suite with one cell of each method; InputError where it says more than one way to run it."""
+    if len(suite.protocols) > 1:
+        raise InputError(f"One protocol is searched at a time: add --protocol {suite.protocols[0]}")
+    rows = [entry.model_copy(update={"seeds": None}) for entry in suite.methods]
+    for name in (row.method for row in rows):
+        if len(labels := [row.label or name for row in rows if row.method == name]) > 1:
+            raise InputError(f"One row of {name} is searched at a time: add --method {' or '.join(map(repr, labels))}")
+    return suite.model_copy(update={"methods": rows, "seeds": [0]})
 
 
 def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], None]) -> None:

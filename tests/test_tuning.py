@@ -19,6 +19,7 @@ from genrec_bench.benchmark.runner import run_grid
 from genrec_bench.benchmark.standings import render
 from genrec_bench.benchmark.suite import cells, make_suite, read_suite
 from genrec_bench.benchmark.tuning_records import behind, read_all
+from genrec_bench.benchmark.tuning_report import write_suite
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import InteractionData
@@ -86,10 +87,10 @@ def test_what_is_left_behind(stored, tmp_path, home):
     assert [path for path in (home / "runs").iterdir() if path.suffix != ".lock"] == []
 
     suite = tmp_path / "tuned.yaml"
-    tuning.write_suite([study], suite, SUITE)
+    write_suite([study], suite, SUITE)
     written = yaml.safe_load(suite.read_text())
     assert written["tuned"]["tiny"]["item_knn"] == study.best.values
-    assert written["methods"] == [{"method": "item_knn", "config": {"decay": 0.7}}]
+    assert written["methods"] == [{"method": "item_knn", "label": "item_knn, searched", "config": {"decay": 0.7}}]
     assert run_grid(cells(read_suite(suite)), tmp_path, Progress(quiet=True)).done == 1
     (record,), _ = records.read_all(tmp_path)
     (behind_it,) = read_all(tmp_path)
@@ -298,6 +299,40 @@ def test_the_command(command, stored, tmp_path):
     assert f"genrec-bench run {tmp_path / 'tuned.yaml'}" in said
     assert command("run", tmp_path / "tuned.yaml", "--results", tmp_path, "--quiet")[0] == 0
     assert [bool(row["tuning"]) for row in json.loads(render(tmp_path, "json"))] == [True, True]
+
+
+ROWS = """
+methods: [popularity, {method: item_knn, label: near, config: {decay: 0.7}}, item_knn, {method: markov, seeds: [0, 1]}]
+datasets: [tiny]
+protocols: [full, cand20]
+seeds: [0, 1, 2]
+tuned: {tiny: {item_knn: {shrink: 3.0}}}
+"""
+
+
+def test_the_rows_of_a_suite_are_searched_from_its_values(command, stored, tmp_path):
+    (tmp_path / "mine.yaml").write_text(ROWS)
+    arguments = ["tune", tmp_path / "mine.yaml", "--trials=2", "--results", tmp_path]
+    code, _, said = command(*arguments)
+    assert code == 2
+    assert "One protocol is searched at a time: add --protocol full" in said
+    code, _, said = command(*arguments, "--protocol=full")
+    assert code == 2
+    assert "One row of item_knn is searched at a time: add --method 'near' or 'item_knn'" in said
+    code, _, said = command(*arguments, "--protocol=full", "--method=near", "--method=markov", "--method=popularity")
+    assert code == 0
+    assert "left out: popularity has nothing to search" in said
+
+    study = next(one for one in read_all(tmp_path) if one.method == "item_knn")
+    assert study.fixed == {"decay": 0.7}
+    assert study.trials[0].values == {"neighbours": 200, "shrink": 3.0}
+    written = yaml.safe_load((tmp_path / "tuned.yaml").read_text())
+    assert written["methods"] == [
+        {"method": "item_knn", "label": "near, searched", "config": {"decay": 0.7}},
+        {"method": "markov", "label": "markov, searched", "seeds": [0, 1]},
+    ]
+    assert (written["seeds"], written["protocols"]) == ([0, 1, 2], ["full"])
+    assert written["tuned"]["tiny"]["item_knn"] == study.trials[study.best].values
 
 
 def test_what_cannot_be_searched(stored, tmp_path):
