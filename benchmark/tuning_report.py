@@ -21,24 +21,20 @@ def write_suite(studies: Sequence[Study], path: Path, suite: Suite) -> None:
         if found := merged(known, best):
             tuned.setdefault(dataset, {})[method] = found
     fixed = {study.cell.method: study.fixed for study in studies}
+    rows = [
+        {
+            **entry.model_dump(mode="json", exclude_defaults=True, exclude={"config"}),
+            "label": f"{entry.label or entry.method}, searched",  # beside the row it began with
+            **({"config": given} if (given := fixed[entry.method]) else {}),
+        }
+        for entry in suite.methods
+        if entry.method in fixed
+    ]
     content = {
         "name": path.stem,
-        "methods": [
-            {
-                **entry.model_dump(mode="json", exclude_defaults=True, exclude={"config"}),
-                "label": f"{entry.label or entry.method}, searched",  # beside the row it began with
-                **({"config": given} if (given := fixed[entry.method]) else {}),
-            }
-            for entry in suite.methods
-            if entry.method in fixed
-        ],
-        "datasets": suite.datasets,
-        "protocols": suite.protocols,
-        "seeds": suite.seeds,
-        "scale": suite.scale,
-        "mask_seen": suite.mask_seen,
-        "exclude": suite.exclude,
-        "plugins": [str(Path(plugin).resolve()) for plugin in suite.plugins],
+        "methods": rows,
+        **suite.model_dump(mode="json", exclude_none=True, exclude={"name", "methods", "plugins", "tuned", "tiers"}),
+        **({"plugins": [str(Path(plugin).resolve()) for plugin in suite.plugins]} if suite.plugins else {}),
         "tuned": tuned,
     }
     notes = [

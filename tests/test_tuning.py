@@ -306,6 +306,7 @@ methods: [popularity, {method: item_knn, label: near, config: {decay: 0.7}}, ite
 datasets: [tiny]
 protocols: [full, cand20]
 seeds: [0, 1, 2]
+time_budget: 5m
 tuned: {tiny: {item_knn: {shrink: 3.0}}}
 """
 
@@ -331,7 +332,11 @@ def test_the_rows_of_a_suite_are_searched_from_its_values(command, stored, tmp_p
         {"method": "item_knn", "label": "near, searched", "config": {"decay": 0.7}},
         {"method": "markov", "label": "markov, searched", "seeds": [0, 1]},
     ]
-    assert (written["seeds"], written["protocols"]) == ([0, 1, 2], ["full"])
+    assert {key: written[key] for key in ("seeds", "protocols", "time_budget")} == {
+        "seeds": [0, 1, 2],
+        "protocols": ["full"],
+        "time_budget": "5m",
+    }
     assert written["tuned"]["tiny"]["item_knn"] == study.trials[study.best].values
 
 
