@@ -1,7 +1,8 @@
 """Dropout whose mask costs one random byte an element.
 
 torch's CPU dropout draws each element from a generator of its own kind, which takes longer than the layer it follows:
-for a 2-block, 64-wide SASRec a third of the forward pass. With bytes of 64-bit draws it takes about a quarter of that.
+for a 2-block, 64-wide SASRec a third of the forward pass. With bytes of 64-bit draws it takes a fifth to an eighth of
+that time.
 """
 
 import torch
@@ -17,8 +18,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
         return functional.dropout(x, probability)
     dropped = min(round(probability * 256), 255)
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-    return x * (keep.to(x.dtype) * (256 / (256 - dropped)))
+    keep = words.view(torch.uint8)[: x.numel()].view(x.shape).ge_(dropped)  # to bool, it takes 40 times as long
+    return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
 
 
 class Dropout(nn.Dropout):
