@@ -1,6 +1,10 @@
 """What `genrec-bench methods` prints."""
 
-from collections.abc import Iterator
+import inspect
+import io
+import tokenize
+from collections.abc import Container, Iterator
+from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,7 +14,8 @@ from tabulate import tabulate
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods import registry
 
-WIDEST = 44  # letters of a column, then lines break
+WIDEST = [None, 26, 16, 22, 42]  # letters of a column, then lines break
+BODY = 4  # columns that a class's fields are indented by
 
 
 def list_methods() -> str:
@@ -28,33 +33,66 @@ def list_methods() -> str:
 
 
 def show_method(name: str) -> str:
-    """A method's config, keys as ``--set`` takes them: types, defaults, and what a search may try."""
+    """A method's config, keys as ``--set`` takes them: types, defaults, what a search may try, and what they mean."""
     cls = registry.get(name)
     space, defaults = cls.Config.search_space, cls.Config.model_construct()  # an outside one may want values
-    rows = [[*row, _span(space.get(row[0], []))] for row in _settings(cls.Config, defaults)]
+    rows = [[*row, _span(space.get(row[0], [])), meaning] for *row, meaning in _settings(cls.Config, defaults)]
     listed = {row[0] for row in rows}  # settings of a method within this one are not, but those that are searched
-    rows += [[key, "", _shortened(_at(defaults, key)), _span(space[key])] for key in space if key not in listed]
-    headers, widths = ["key", "type", "default", "search"], [None, WIDEST, WIDEST, WIDEST]
-    table = tabulate(rows, headers=headers, disable_numparse=True, maxcolwidths=widths)
+    rows += [[key, "", _shortened(_at(defaults, key)), _span(space[key]), ""] for key in space if key not in listed]
+    headers = ["key", "type", "default", "search", "what it is"]
+    table = tabulate(rows, headers=headers, disable_numparse=True, maxcolwidths=WIDEST)
     return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
 
 
 def _settings(model: type[BaseModel], values: BaseModel | None, above: str = "") -> Iterator[list[str]]:
-    """Key, type and default of each field, those of nested settings with the path to them.
+    """Key, type, default and meaning of each field, those of nested settings with the path to them.
 
     ``values`` are the defaults; None where the whole block is off by default: then its fields' own defaults.
     """
+    meanings = _meanings(model)
     for name, field in model.model_fields.items():
-        key = f"{above}{name}"
+        key, meaning = f"{above}{name}", field.description or meanings.get(name, "")
         own = "required" if field.is_required() else field.get_default(call_default_factory=True)
         default = getattr(values, name, own)
         block = _block(field.annotation)
         if block is None:
-            yield [key, _type(field.annotation), _shortened(default)]
+            yield [key, _type(field.annotation), _shortened(default), meaning]
             continue
         if type(None) in get_args(field.annotation):
-            yield [key, "block or null", "null" if default is None else "as below"]
+            yield [key, "block or null", "null" if default is None else "as below", meaning]
         yield from _settings(block, default if isinstance(default, BaseModel) else None, f"{key}.")
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """The comment behind or above each field; of one that a class declares anew without any, the base's."""
+    found: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        if issubclass(cls, BaseModel) and cls is not BaseModel:
+            try:
+                found |= _comments(dedent(inspect.getsource(cls)), cls.__annotations__)
+            except (OSError, TypeError):  # an installed method without its source
+                continue
+    return found
+
+
+def _comments(source: str, fields: Container[str]) -> dict[str, str]:
+    """The comments of ``fields`` in a class's ``source``: behind the declaration, else on the lines right above."""
+    found: dict[str, str] = {}
+    field, above = "", ""
+    for kind, text, (_, column), _, line in tokenize.generate_tokens(io.StringIO(source).readline):
+        if kind == tokenize.NAME and column == BODY and text in fields:
+            field = text
+            if above:
+                found[field] = above
+        elif kind == tokenize.COMMENT:
+            words = text.lstrip("# ").replace("None", "null")
+            if field:
+                found[field] = words
+            elif column == BODY:
+                above = f"{above} {words}".strip()
+        if kind == tokenize.NEWLINE or not line.strip():
+            field, above = "", ""
+    return found
 
 
 def _at(values: Any, key: str) -> Any:

@@ -61,7 +61,7 @@ def _completed(values: Any, name: str, kind: type[Any], role: str) -> Any:
 class LanguageModel(_Part):
     """The generative recommender, by name, such as letter_lc_rec, lc_rec, eager_llm, tiger."""
 
-    method: str = "letter_lc_rec"
+    method: str = "letter_lc_rec"  # of the registry
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +72,7 @@ class LanguageModel(_Part):
 class Graph(_Part):
     """The recommender that suggests items: a graph encoder, or any other that scores the catalogue."""
 
-    encoder: str = "lightgcn"
+    encoder: str = "lightgcn"  # of the registry: whatever scores items
     mask_seen: bool = True  # suggest no item of the history, whatever the protocol allows
 
     @model_validator(mode="before")
@@ -91,9 +91,9 @@ class FsmSettings(MethodConfig):
 class AGRecConfig(MethodConfig):
     """``lm`` and ``graph`` may be given as a name; null leaves the part out."""
 
-    preset: Literal["paper", "official"] = "paper"
-    lm: LanguageModel | None = Field(default_factory=LanguageModel)
-    graph: Graph | None = Field(default_factory=Graph)
+    preset: Literal["paper", "official"] = "paper"  # mixes probabilities; official: logits and raw scores
+    lm: LanguageModel | None = Field(default_factory=LanguageModel)  # null: the graph alone
+    graph: Graph | None = Field(default_factory=Graph)  # null: the language model alone
     n: Annotated[int, Field(ge=1)] = 10  # suggested items
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # weight of the graph; None: chosen on validation
     fsm: FsmSettings = Field(default_factory=FsmSettings)

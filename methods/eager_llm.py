@@ -56,10 +56,10 @@ Weight = Annotated[float, Field(ge=0.0, le=10.0)]
 class GctSettings(MethodConfig):
     """Global contrast decompression. The paper prints neither weights nor temperature."""
 
-    enabled: bool = True
+    enabled: bool = True  # global contrast decompression
     lambda_s: Weight = 0.1  # of the contrast with text vectors; 0: without
     lambda_b: Weight = 0.1  # of the contrast with behaviour vectors; 0: without
-    temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07  # of both contrasts
 
 
 class CitSettings(MethodConfig):
@@ -72,7 +72,7 @@ class CitSettings(MethodConfig):
 class AatSettings(MethodConfig):
     """Annealing adapter tuning. Printed: an adapter alone, a limited amount of good sequences; the rest is ours."""
 
-    enabled: bool = True
+    enabled: bool = True  # annealing adapter tuning
     enabled_at_inference: bool = True  # for recommendation; texts are written without the adapter
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings(targets=LLAMA_LAYERS))
     learning_rate: PositiveFloat = 5e-5  # falls to 0

@@ -20,7 +20,7 @@ from genrec_bench.methods.next_item import NextItemConfig, TrainedScorer, next_i
 class GRU4RecConfig(NextItemConfig):
     """Library sizes; the rest tuned on validation."""
 
-    hidden: PositiveInt = 128
+    hidden: PositiveInt = 128  # width of the state
     layers: PositiveInt = 1
     dropout: Rate = 0.5
     learning_rate: PositiveFloat = 3e-3

@@ -22,8 +22,8 @@ ROWS = 2048  # items whose co-occurrences are held at a time
 class ItemKNNConfig(MethodConfig):
     """Tuned on validation of MovieLens-100K and Amazon Beauty together."""
 
-    neighbours: PositiveInt = 200
-    shrink: NonNegativeFloat = 10.0
+    neighbours: PositiveInt = 200  # kept of each item
+    shrink: NonNegativeFloat = 10.0  # added to the denominator: rare items come less near
     # weight of an item falls by this factor a step into the past; 1: order ignored
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5
 

@@ -33,7 +33,7 @@ ALL_TASKS: tuple[Task, ...] = ("sequence", "item_to_code", "code_to_item", "fusi
 class LCRecConfig(PromptedConfig):
     """As `PromptedConfig`, with the index and the tasks of the paper."""
 
-    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ALL_TASKS
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ALL_TASKS  # taught together
     index: IndexConfig = Field(default_factory=lambda: IndexConfig(builder="rqvae"))
     # of each text task, an epoch (the paper samples fusion: 20,000 for Instruments)
     text_examples: PositiveInt = 20_000

@@ -31,12 +31,12 @@ class PromptedConfig(GenerativeConfig):
     """Sizes are those of tier tiny; the other tiers' models have their own."""
 
     backbone: str | None = None  # None: the tier's; else a hub id or folder of a causal language model
-    examples: Literal["sequence", "prefix"] = "sequence"
+    examples: Literal["sequence", "prefix"] = "sequence"  # all targets of a sequence in one example, or one each
     lora: LoraSettings | None = None  # None: all weights are trained
-    layers: PositiveInt = 4
-    width: PositiveInt = 128
-    heads: PositiveInt = 4
-    feedforward: PositiveInt = 512
+    layers: PositiveInt = 4  # of tier tiny
+    width: PositiveInt = 128  # of tier tiny
+    heads: PositiveInt = 4  # of tier tiny
+    feedforward: PositiveInt = 512  # of tier tiny
     tied: bool = True  # one matrix reads and writes tokens
     max_text: PositiveInt = 32  # tokens of an item's text
 

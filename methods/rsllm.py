@@ -47,17 +47,17 @@ class ContrastSettings(MethodConfig):
 
     item: bool = True  # L_I: the target by itself and after the user's history
     user: bool = True  # L_U: the user's history and the target
-    gamma: Weight = 0.3
-    beta: Weight = 0.4
-    temperature: PositiveFloat = 0.5
+    gamma: Weight = 0.3  # weight of L_I
+    beta: Weight = 0.4  # weight of L_U
+    temperature: PositiveFloat = 0.5  # that cosines are divided by
     pool: PositiveInt = 32  # rows that are each other's negatives; at most a step's
 
 
 class Stage1Settings(MethodConfig):
     """Text-only fine-tuning; the config's own epochs are those of stage 2."""
 
-    prompt: Literal["text_id", "text_only"] = "text_id"
-    epochs: PositiveInt = 3
+    prompt: Literal["text_id", "text_only"] = "text_id"  # titles with [IID k], or alone
+    epochs: PositiveInt = 3  # of stage 1
 
 
 class RSLLMConfig(EncoderConfig):
@@ -65,7 +65,7 @@ class RSLLMConfig(EncoderConfig):
 
     item: ItemSettings = Field(default_factory=ItemSettings)
     contrast: ContrastSettings = Field(default_factory=ContrastSettings)
-    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    stages: tuple[Literal[1, 2], ...] = (1, 2)  # 1: text alone; 2: with vectors
     stage1: Stage1Settings = Field(default_factory=Stage1Settings)
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {"learning_rate": (1e-5, 1e-3)}

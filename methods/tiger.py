@@ -33,7 +33,7 @@ PAD, START, END, CODES = 0, 1, 2, 3  # vocabulary: three special tokens, then th
 class TigerConfig(GenerativeConfig):
     """Sizes of the paper (section 4); suites/ has values of a data set that were chosen on validation."""
 
-    architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
+    architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"  # T5, or a decoder alone
     index: IndexConfig = Field(default_factory=lambda: IndexConfig(builder="rqvae", levels=3, collisions="counter"))
     examples: Literal["sequence", "prefix", "padded_prefix"] = "sequence"  # decoder_only: what one example is
     layers: PositiveInt = 4  # of the encoder and of the decoder, each

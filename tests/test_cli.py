@@ -201,6 +201,9 @@ def test_methods(command, tmp_path):
         ("tiger", "index.builder random | hierarchical"),  # settings of a block are listed as --set takes them
         ("lc_rec", "lora block or null null"),
         ("agrec", "lm.settings.learning_rate 0.001 0.0001 .. 0.003 (log)"),
+        ("rsllm", "contrast.gamma float 0.3 weight of L_I"),  # the comment behind the field is its meaning
+        ("item_knn", "decay float 0.5 0.5, 0.7, 0.8, 0.9, weight of an item falls by this"),  # or that above it
+        ("morec", "averaging float 0.998 of the weights, a step"),  # the base's
     ):
         lines = [" ".join(line.split()) for line in command("methods", method)[1].splitlines()]
         assert any(line.startswith(start) for line in lines), method
@@ -208,9 +211,9 @@ def test_methods(command, tmp_path):
     file = plugin(tmp_path, "mine", '"""My own."""')
     assert "My own." in command("methods", "--plugin", file)[1]
     assert "no settings" in command("methods", "popularity")[1]
-    body = "from genrec_bench.methods.base import MethodConfig\nclass Config(MethodConfig):\n    size: int"
+    body = "from genrec_bench.methods.base import MethodConfig\nclass Config(MethodConfig):\n    size: int  # of it all"
     shown = command("methods", "wanting", "--plugin", plugin(tmp_path, "wanting", body))[1]
-    assert "size int required" in " ".join(shown.split())
+    assert "size int required of it all" in " ".join(shown.split())
 
 
 def test_a_scaffolded_method_passes_its_test_and_stands_in_the_table(stored, tmp_path, command):

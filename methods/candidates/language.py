@@ -52,18 +52,18 @@ class AnsweringConfig(CandidatesConfig):
 
     backbone: str | None = None  # None: the tier's; else a hub id or folder of a causal language model
     chat: bool = False  # the question in the model's own chat template
-    decode: Decode = "free"
+    decode: Decode = "free"  # written freely, among the titles, or the likeliest title
     normalise: bool = True  # loglik: divided by the title's tokens
     beside: tuple[Decode, ...] = ()  # further ways that the trained model is measured in
     max_answer: PositiveInt = 64  # LLaRA's released code
-    max_title: PositiveInt = 48
-    max_prompt: PositiveInt = 1536
+    max_title: PositiveInt = 48  # tokens of a title, then "…"
+    max_prompt: PositiveInt = 1536  # tokens; the oldest items of the history go first
     decode_tokens: PositiveInt = 8192  # positions of prompts and answers computed at a time
-    layers: PositiveInt = 4
-    width: PositiveInt = 128
-    heads: PositiveInt = 4
-    feedforward: PositiveInt = 512
-    tied: bool = True
+    layers: PositiveInt = 4  # of tier tiny
+    width: PositiveInt = 128  # of tier tiny
+    heads: PositiveInt = 4  # of tier tiny
+    feedforward: PositiveInt = 512  # of tier tiny
+    tied: bool = True  # of tier tiny: one matrix reads and writes tokens
 
     def less_memory(self) -> Self:
         return self.model_copy(update={"decode_tokens": -(-self.decode_tokens // 2)})
@@ -78,7 +78,7 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
 
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings(dropout=0.1))  # of pretrained models
     batch: PositiveInt = 32  # rows a step
-    rows_at_a_time: PositiveInt = 16
+    rows_at_a_time: PositiveInt = 16  # computed at a time where there is no contrast
     examples: NonNegativeInt = 8  # targets of each training sequence an epoch, at random; 0: all of them
     least_history: PositiveInt = 3  # items before a target, as the protocol has
     candidates: PositiveInt = 20  # in a training question

@@ -88,11 +88,11 @@ class CandidatesConfig(MethodConfig):
     """
 
     kind: Kind = "items"  # what the data set's items are; it chooses the nouns
-    template: NonNegativeInt = Field(default=0, lt=len(TEMPLATES))
+    template: NonNegativeInt = Field(default=0, lt=len(TEMPLATES))  # the question at test, of five
     match: Match = "longest"  # see `genrec_bench.methods.candidates.parsing`
     titles: Literal["stored", "spoken"] = "stored"  # spoken: as `spoken` gives them
     max_history: PositiveInt = 10  # most recent items shown
-    max_title: PositiveInt = 200
+    max_title: PositiveInt = 200  # letters of a title, then "…"
     max_prompt: PositiveInt = 8000  # the oldest items of the history are left out until the question fits
 
 

@@ -34,11 +34,11 @@ Augmentation = Literal["edge_drop", "node_drop", "random_walk"]
 class SGLConfig(GraphConfig):
     """Sizes as LightGCN's; the paper searched temperature, weight and rate for each data set."""
 
-    augmentation: Augmentation = "edge_drop"
+    augmentation: Augmentation = "edge_drop"  # random_walk: other edges in each layer
     rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # of edges or nodes dropped; with 0 both views were the same
-    temperature: PositiveFloat = 0.2
+    temperature: PositiveFloat = 0.2  # of the agreement
     weight: NonNegativeFloat = 0.01  # of the agreement, lambda_1 in the paper
-    negatives: Literal["all", "batch"] = "batch"
+    negatives: Literal["all", "batch"] = "batch"  # of the agreement: the batch's own nodes, or all
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
         **GraphConfig.search_space,

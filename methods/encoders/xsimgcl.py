@@ -29,7 +29,7 @@ class XSimGCLConfig(GraphConfig):
     layers: PositiveInt = 3
     eps: NonNegativeFloat = 0.2  # length of each layer's noise
     contrast_layer: PositiveInt = 1  # the layer that the mean of all is compared with
-    temperature: PositiveFloat = 0.15
+    temperature: PositiveFloat = 0.15  # of the agreement
     weight: NonNegativeFloat = 0.01  # of the agreement, lambda in the paper
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {
