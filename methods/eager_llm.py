@@ -69,12 +69,18 @@ class CitSettings(MethodConfig):
     preference: NonNegativeInt = 20_000  # of each: the next item across codes and titles, preference texts
 
 
+class AatLora(LoraSettings):
+    """Adapters of a Llama's linear layers."""
+
+    targets: tuple[str, ...] | None = LLAMA_LAYERS
+
+
 class AatSettings(MethodConfig):
     """Annealing adapter tuning. Printed: an adapter alone, a limited amount of good sequences; the rest is ours."""
 
     enabled: bool = True  # annealing adapter tuning
     enabled_at_inference: bool = True  # for recommendation; texts are written without the adapter
-    lora: LoraSettings = Field(default_factory=lambda: LoraSettings(targets=LLAMA_LAYERS))
+    lora: AatLora = Field(default_factory=AatLora)
     learning_rate: PositiveFloat = 5e-5  # falls to 0
     epochs: PositiveInt = 1
     min_interactions: Annotated[int, Field(ge=2)] = 2  # of a user in training, whose last one is the target

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from genrec_bench.datasets.interactions import TrainView
 from genrec_bench.methods.base import Context
@@ -22,16 +21,14 @@ from genrec_bench.methods.candidates.language import CandidateLanguageModel
 from genrec_bench.methods.candidates.prompts import LLARA, LLARA_TEXT, Style
 from genrec_bench.methods.candidates.tables import EncoderConfig, encoder_table, printed_encoder
 from genrec_bench.methods.candidates.tuning import AnswerLoss
-from genrec_bench.methods.language.adapters import LoraSettings
 
 Curriculum = Literal["on", "hybrid_only", "text_only", "two_stage"]
 
 
 class LLaRAConfig(EncoderConfig):
-    """The released code's adapters."""
+    """The curriculum."""
 
     curriculum: Curriculum = "on"  # two_stage: text in the first half of all steps, vectors in the second
-    lora: LoraSettings = Field(default_factory=lambda: LoraSettings(r=8, alpha=32, dropout=0.1))
 
 
 class LLaRA(CandidateLanguageModel):

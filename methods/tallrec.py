@@ -7,22 +7,27 @@ as in LLaRA's adaptation of it, whose figures RSLLM prints: RSLLM without item i
 Deviation: its first tuning, on Alpaca's instructions, is left to the choice of the backbone.
 """
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from genrec_bench.datasets.interactions import TrainView
-from genrec_bench.methods.base import Context
-from genrec_bench.methods.candidates.language import CandidateLanguageModel, TunedConfig
+from genrec_bench.methods.base import Context, Rate
+from genrec_bench.methods.candidates.language import AnswerLora, CandidateLanguageModel, TunedConfig
 from genrec_bench.methods.candidates.prompts import TITLES
 from genrec_bench.methods.candidates.tuning import AnswerLoss
-from genrec_bench.methods.language.adapters import LoraSettings
+
+
+class TALLRecLora(AnswerLora):
+    """TALLRec's adapters: on the queries and values of attention."""
+
+    alpha: PositiveFloat = 16.0
+    dropout: Rate = 0.05
+    targets: tuple[str, ...] | None = ("q_proj", "v_proj")
 
 
 class TALLRecConfig(TunedConfig):
-    """TALLRec's adapters: on the queries and values of attention."""
+    """As `TunedConfig`, with TALLRec's adapters."""
 
-    lora: LoraSettings = Field(
-        default_factory=lambda: LoraSettings(r=8, alpha=16, dropout=0.05, targets=("q_proj", "v_proj"))
-    )
+    lora: TALLRecLora = Field(default_factory=TALLRecLora)
 
 
 class TALLRec(CandidateLanguageModel):

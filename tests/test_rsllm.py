@@ -268,8 +268,8 @@ def test_llara_shows_vectors_more_and_more_often(table, monkeypatch):
 
 
 def test_tallrec_tunes_queries_and_values_on_text():
-    config = registry.configure("tallrec", {})
-    assert config.lora.targets == ("q_proj", "v_proj")
+    config = registry.configure("tallrec", {"lora": {"r": 16}})  # the others are not the ones of plain adapters
+    assert config.lora.model_dump() == {"r": 16, "alpha": 16.0, "dropout": 0.05, "targets": ("q_proj", "v_proj")}
     method = fitted("tallrec")
     assert method.model.inputs.projector is None
     assert method.parameters()[1] > 0

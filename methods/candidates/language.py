@@ -23,7 +23,7 @@ from torch import Tensor
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.datasets.splits import normalised_title
-from genrec_bench.methods.base import Choice, Context, Method, Resources, Scale
+from genrec_bench.methods.base import Choice, Context, Method, Rate, Resources, Scale
 from genrec_bench.methods.candidates import inference
 from genrec_bench.methods.candidates.inputs import ItemInputs, PromptedModel
 from genrec_bench.methods.candidates.parsing import RULES
@@ -69,6 +69,12 @@ class AnsweringConfig(CandidatesConfig):
         return self.model_copy(update={"decode_tokens": -(-self.decode_tokens // 2)})
 
 
+class AnswerLora(LoraSettings):
+    """LLaRA's adapters."""
+
+    dropout: Rate = 0.1
+
+
 class TunedConfig(AnsweringConfig, TrainingConfig):
     """How the model is taught.
 
@@ -76,7 +82,7 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
     rows.
     """
 
-    lora: LoraSettings = Field(default_factory=lambda: LoraSettings(dropout=0.1))  # of pretrained models
+    lora: AnswerLora = Field(default_factory=AnswerLora)  # of pretrained models
     batch: PositiveInt = 32  # rows a step
     rows_at_a_time: PositiveInt = 16  # computed at a time where there is no contrast
     examples: NonNegativeInt = 8  # targets of each training sequence an epoch, at random; 0: all of them
