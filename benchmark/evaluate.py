@@ -42,8 +42,15 @@ def evaluate(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items:
     ranking = method.recommend(histories, k)
     seconds = time.perf_counter() - started
     check_ranking(ranking, held_out, k, num_items, rules.mask_seen)
+    ranking = replace(ranking, scores=_as_stored(ranking.scores))
     ranks = metrics.target_ranks(ranking.items, ranking.scores, held_out.targets, rules.max_rank, ranking.ordered)
     return Answers(ranks, ranking, seconds)
+
+
+def _as_stored(scores: np.ndarray) -> np.ndarray:
+    """In the precision of the stored lists: ranks follow from these, and so what is a tie there is one here."""
+    with np.errstate(over="ignore"):  # infinite, they still tie
+        return scores.astype(np.float32, copy=False)
 
 
 def _candidates(method: Method, held_out: HeldOut) -> Answers:
@@ -54,6 +61,7 @@ def _candidates(method: Method, held_out: HeldOut) -> Answers:
     choice = method.choose(held_out.histories, candidates.copy())
     seconds = time.perf_counter() - started
     check_choice(choice, candidates)
+    choice = replace(choice, scores=None if choice.scores is None else _as_stored(choice.scores))
     target_column = (candidates == held_out.targets[:, None]).argmax(1)
     ranks = metrics.candidate_ranks(choice.picked, choice.scores, target_column, candidates.shape[1])
     return Answers(ranks, None, seconds, picks(choice, candidates))

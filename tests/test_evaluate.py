@@ -9,7 +9,7 @@ from conftest import make_histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_bench.benchmark.evaluate import MethodFault, check_choice, evaluate, validation_ranks
+from genrec_bench.benchmark.evaluate import MethodFault, check_choice, evaluate, picked_ranks, validation_ranks
 from genrec_bench.benchmark.protocols import Cand20, Full, protocol, selection_value
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.splits import HeldOut
@@ -89,6 +89,17 @@ def test_good_answers_are_ranked():
     ordered = evaluate(Says(answer([[3, 1, 2], [0, 4, -1]], ordered=True)), HELD_OUT, RULES, 5)
     assert ordered.ranks.tolist() == [1, 1]
     assert answers.seconds >= 0
+
+
+def test_what_is_a_tie_in_the_stored_lists_is_one_in_the_ranks():
+    """Stored are float32; 0.1 + 0.2 and 0.3 differ in float64 alone."""
+    near = np.array([[0.1 + 0.2, 0.3, 0.0], [0.1 + 0.2, 0.3, -np.inf]])
+    answers = evaluate(Says(Ranking(np.array([[3, 1, 2], [0, 4, -1]]), near)), HELD_OUT, RULES, 5)
+    assert answers.ranks.tolist() == [2, 2]
+    assert answers.ranking.scores.dtype == np.float32
+    held_out = replace(HELD_OUT, candidates=np.array([[3, 1, 4], [0, 3, 2]]))
+    answers = evaluate(Says(Choice(np.array([0, 0]), near.clip(min=-1))), held_out, Cand20(), 5)
+    assert answers.ranks.tolist() == picked_ranks(answers.picks, held_out).tolist() == [2, 2]
 
 
 def test_one_answer_more_than_is_ranked_is_asked_for():
