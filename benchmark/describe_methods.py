@@ -38,7 +38,7 @@ def show_method(name: str) -> str:
     space, defaults = cls.Config.search_space, cls.Config.model_construct()  # an outside one may want values
     rows = [[*row, _span(space.get(row[0], [])), meaning] for *row, meaning in _settings(cls.Config, defaults)]
     listed = {row[0] for row in rows}  # settings of a method within this one are not, but those that are searched
-    rows += [[key, "", _shortened(_at(defaults, key)), _span(space[key]), ""] for key in space if key not in listed]
+    rows += [[key, "", _default(defaults, key), _span(space[key]), ""] for key in space if key not in listed]
     headers = ["key", "type", "default", "search", "what it is"]
     table = tabulate(rows, headers=headers, disable_numparse=True, maxcolwidths=WIDEST)
     return f"{name}: {_first_line(cls.__doc__)}\n\n{table if rows else 'no settings'}"
@@ -95,11 +95,11 @@ def _comments(source: str, fields: Container[str]) -> dict[str, str]:
     return found
 
 
-def _at(values: Any, key: str) -> Any:
-    """The setting at a dotted key."""
+def _default(values: Any, key: str) -> str:
+    """The default at a dotted key; nothing where its group is left out, or has no such setting."""
     for part in key.split("."):
-        values = values[part] if isinstance(values, dict) else getattr(values, part)
-    return values
+        values = values.get(part) if isinstance(values, dict) else getattr(values, part, None)
+    return "" if values is None else _shortened(values)
 
 
 def _block(annotation: Any) -> type[BaseModel] | None:

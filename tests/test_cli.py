@@ -214,6 +214,13 @@ def test_methods(command, tmp_path):
     body = "from genrec_bench.methods.base import MethodConfig\nclass Config(MethodConfig):\n    size: int  # of it all"
     shown = command("methods", "wanting", "--plugin", plugin(tmp_path, "wanting", body))[1]
     assert "size int required of it all" in " ".join(shown.split())
+    body = """from genrec_bench.methods.base import MethodConfig
+class Config(MethodConfig):
+    part: dict | None = None
+    own: dict = {}
+    search_space = {"part.x": [1, 2], "own.y": [3, 4]}"""
+    shown = command("methods", "partly", "--plugin", plugin(tmp_path, "partly", body))[1]
+    assert "part.x 1, 2" in " ".join(shown.split())  # tune leaves it out, too
 
 
 def test_a_scaffolded_method_passes_its_test_and_stands_in_the_table(stored, tmp_path, command):
