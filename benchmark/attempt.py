@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from genrec_bench.benchmark import models, records
 from genrec_bench.benchmark.desk import Desk, read_tree, write_tree
 from genrec_bench.benchmark.process import Work, our_environment
+from genrec_bench.benchmark.pruning import epochs_of
 from genrec_bench.benchmark.suite import Cell, smaller
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -240,7 +241,8 @@ class Attempt:
                 f"and {self.job.dataset_sha256[:12]} where the command runs: prepare it again there"
             )
         work = store.home() / "runs" / self.run_id
-        if not (work / "training.pt").exists() and (state := self.desk.state(self.run_id)):
+        here = epochs_of(work) if any(work.rglob("training.pt")) else -1
+        if self.desk.epochs(self.run_id) > here and (state := self.desk.state(self.run_id)):
             write_tree(work, state)
 
     def _watch(self, timeout: float, events: list[dict[str, Any]]) -> News | None:
@@ -252,15 +254,14 @@ class Attempt:
             self._fetch(self._wanted)
         if not self.shared:
             self._carry()
-        budget_s = self.options.time_budget_s
-        if budget_s and self._began and time.monotonic() - self._began > budget_s:
-            return News(done=True, reason=f"stopped after its time budget of {budget_s:g} s")
-        heard = self._worker.news(max(timeout, 0.0))
-        if heard is None:
-            return None
+        heard: tuple[str, Any] = self._worker.news(max(timeout, 0.0)) or ("silence", None)
         kind, content = heard
         if kind == "event":
             events.append(content)
+        if kind in ("event", "silence"):
+            budget_s = self.options.time_budget_s
+            if budget_s and self._began and time.monotonic() - self._began > budget_s:
+                return News(done=True, reason=f"stopped after its time budget of {budget_s:g} s")
             return None
         if kind == "fetch":
             self._fetch(content)

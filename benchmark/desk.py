@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from functools import lru_cache
@@ -20,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from genrec_bench.benchmark import models, records, storage
+from genrec_bench.benchmark.pruning import epochs_of
 from genrec_bench.datasets import store
 from genrec_bench.datasets.interactions import InteractionData
 
@@ -98,6 +100,8 @@ class Desk:
         os.environ["GENREC_BENCH_HOME"] = home
         self.home, self.results, self.mark = Path(home), Path(results), mark
         self._builds: dict[str, tuple[str, float, FileLock]] = {}  # artefact -> who builds, when last heard of, lock
+        self._builds_lock = threading.Lock()
+        self._watches = False  # whether `_end_lost_builds` runs
         self._short: set[str] = set()  # runs that several processes have had too little memory for
 
     def hello(self) -> tuple[str, str]:
@@ -132,6 +136,10 @@ class Desk:
         folder = self.home / "runs" / run_id
         return read_tree(folder) if folder.is_dir() else {}
 
+    def epochs(self, run_id: str) -> int:
+        """How far the training state has come that is kept of a run."""
+        return epochs_of(self.home / "runs" / run_id)
+
     def run_out(self, run_id: str) -> None:
         """One of the processes that train a run together has no memory left."""
         self._short.add(run_id)
@@ -145,24 +153,38 @@ class Desk:
         folder = self.home / "artefacts" / name
         if folder.exists():
             return read_tree(folder)
-        builder, heard, lock = self._builds.get(name, ("", 0.0, None))
-        if lock is not None and builder != who and time.monotonic() - heard < BUILDS_S:
-            return "wait"
-        if lock is None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{folder}.lock", thread_local=False)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:  # a process of this machine builds it
+        with self._builds_lock:
+            builder, _, lock = self._builds.get(name, ("", 0.0, None))
+            if lock is not None and builder != who:
                 return "wait"
-        self._builds[name] = (who, time.monotonic(), lock)
+            if lock is None:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(f"{folder}.lock", thread_local=False)
+                try:
+                    lock.acquire(blocking=False)
+                except Timeout:  # a process of this machine builds it
+                    return "wait"
+            self._builds[name] = (who, time.monotonic(), lock)
+            if not self._watches:
+                self._watches = True
+                threading.Thread(target=self._end_lost_builds, daemon=True).start()
         return "build"
+
+    def _end_lost_builds(self) -> None:
+        """Let others build what a lost machine was building: processes of this one wait for the lock alone."""
+        while True:
+            with self._builds_lock:
+                last = time.monotonic() - BUILDS_S
+                for name in [name for name, (_, heard, _) in self._builds.items() if heard <= last]:
+                    self._builds.pop(name)[2].release()
+            time.sleep(BUILDS_S / 10)
 
     def builds(self, names: list[str], who: str) -> None:
         """``who`` is still building these."""
-        for name in names:
-            if name in self._builds and self._builds[name][0] == who:
-                self._builds[name] = (who, time.monotonic(), self._builds[name][2])
+        with self._builds_lock:
+            for name in names:
+                if name in self._builds and self._builds[name][0] == who:
+                    self._builds[name] = (who, time.monotonic(), self._builds[name][2])
 
     def offer(self, name: str, who: str, tree: Tree) -> None:
         """Keep an artefact that ``who`` has built."""
@@ -173,6 +195,7 @@ class Desk:
 
     def give_up(self, names: list[str], who: str) -> None:
         """``who`` builds these no longer."""
-        for name in names:
-            if name in self._builds and self._builds[name][0] == who:
-                self._builds.pop(name)[2].release()
+        with self._builds_lock:
+            for name in names:
+                if name in self._builds and self._builds[name][0] == who:
+                    self._builds.pop(name)[2].release()

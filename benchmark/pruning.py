@@ -18,40 +18,44 @@ def curve_of(identity: str) -> list[float]:
 
     What an interrupted training tells again, it tells in the same numbers.
     """
-    path = store.home() / "runs" / identity / "events.jsonl"
     told = dict.fromkeys(
         (event.get("epoch"), event.get("loss"), event["validation"])
-        for event in _events(path)
+        for event in _events(store.home() / "runs" / identity)
         if "validation" in event and "stage" not in event
     )
     return list(accumulate((value for _, _, value in told), max))
 
 
-def _events(path: Path) -> Iterator[dict[str, Any]]:
+def epochs_of(folder: Path) -> int:
+    """Epochs, of all its stages, that the run in a folder has told of."""
+    return len({(event["epoch"], event.get("loss")) for event in _events(folder) if "epoch" in event})
+
+
+def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    path = folder / "events.jsonl"
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # a line that a kill cut off
                 yield json.loads(line)
 
 
-def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-    """Whether a trial stands, at the last rung it has reached, below the best third of those that reached it."""
-    rung = last_rung(len(curve))
-    reached = [other[rung - 1] for other in others if rung and len(other) >= rung]
-    if not reached:
-        return False
-    reached.sort(reverse=True)
-    return curve[rung - 1] < reached[len(reached) // KEPT]
+def fallen_behind(curve: Sequence[float], others: Sequence[Sequence[float]]) -> int:
+    """The first rung at which a trial stands below the best third of those that reached it; 0: none."""
+    for rung in _rungs(len(curve)):
+        reached = sorted((other[rung - 1] for other in others if len(other) >= rung), reverse=True)
+        if reached and curve[rung - 1] < reached[len(reached) // KEPT]:
+            return rung
+    return 0
 
 
-def last_rung(validations: int) -> int:
-    """3, 9, 27, ...: the highest that is reached; 0 for none."""
-    rung = 0
-    while validations >= (following := rung * KEPT or FIRST_RUNG):
-        rung = following
-    return rung
+def _rungs(validations: int) -> Iterator[int]:
+    """3, 9, 27, ..., as far as that many validations reach."""
+    rung = FIRST_RUNG
+    while rung <= validations:
+        yield rung
+        rung *= KEPT
 
 
 def why(curve: Sequence[float]) -> str:
     """The rule by which a trial that stands there was ended."""
-    return f"below the best third at validation {last_rung(len(curve))}"
+    return f"below the best third at validation {max(_rungs(len(curve)), default=0)}"

@@ -112,12 +112,13 @@ class _Proposer(OptunaSearch):
             metric=VALUE,
             mode="max",
             seed=study.seed + len(study.finished),  # not the proposals of before
-            points_to_evaluate=[trial.values for trial, _ in known] or [study.defaults],
+            points_to_evaluate=[trial.values for trial, _ in known] or None,
             evaluated_rewards=[value for _, value in known] or None,
         )
+        self._study = study
         self._proposed = [trial.values for trial in study.finished]
         waiting: Any = self._ot_study
-        for values in again:
+        for values in (*again, study.defaults):  # the method's own settings, unless they are through
             waiting.enqueue_trial(values)
 
     def suggest(self, trial_id: str) -> Any:
@@ -126,7 +127,7 @@ class _Proposer(OptunaSearch):
         study: Any = self._ot_study
         for _ in range(50):
             values: Any = super().suggest(trial_id)
-            if values not in self._proposed:
+            if values not in self._proposed and self._study.accepts(values):
                 self._proposed.append(values)
                 return values
             study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
@@ -189,6 +190,7 @@ class _Watch(tune.Callback):
         self._begun: dict[str, float] = {}
         self._lost: dict[str, int] = {}  # run id of a trial -> how often its worker was lost
         self._given_up: list[Values] = []
+        self._over: set[str] = set()  # run ids of trials whose training state is to go
 
     def __deepcopy__(self, memo: Any) -> "_Watch":
         return self
@@ -207,12 +209,14 @@ class _Watch(tune.Callback):
 
     def close(self) -> None:
         """Count the rest of the time; raise what ended the search before its end."""
+        self._forget()
         self.study.count()
         self._raise_if_stopped()
         if self.fault is not None:
             raise InputError(self.fault)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._forget()
         self._begun.setdefault(trial.trial_id, time.monotonic())
 
     def on_trial_result(
@@ -267,6 +271,10 @@ class _Watch(tune.Callback):
         except InputError as error:  # Tune would take it for a fault of the trial's
             self.fault = self.fault or str(error)
         else:
-            cell = self.study.cell_of(trial.values)
-            tuning.forget(run_id(cell, self.study.dataset_sha256))
+            self._over.add(run_id(self.study.cell_of(trial.values), self.study.dataset_sha256))
+            self._forget()
             tuning.tell(self.progress, self.study, trial)
+
+    def _forget(self) -> None:
+        """Remove the training states of trials that are over, once no process has them any more."""
+        self._over -= {identity for identity in self._over if tuning.forget(identity)}

@@ -27,7 +27,7 @@ from genrec_bench.benchmark.desk import Desk
 from genrec_bench.benchmark.execute import protocol_of, run_id
 from genrec_bench.benchmark.process import CellProcess
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.pruning import curve_of, falls_behind, why
+from genrec_bench.benchmark.pruning import curve_of, fallen_behind, why
 from genrec_bench.benchmark.suite import Cell, Suite, cells, merged, refuse_unused
 from genrec_bench.benchmark.tuning_records import Trial, Tuning, read
 from genrec_bench.datasets import store
@@ -115,6 +115,14 @@ class Study:
     def cell_of(self, values: Values) -> Cell:
         """The cell with a trial's settings."""
         return with_values(self.cell, values)
+
+    def accepts(self, values: Values) -> bool:
+        """Whether the method's config takes these together."""
+        try:
+            self.cell_of(values)
+        except InputError:
+            return False
+        return True
 
     def go_on(self) -> None:
         """Wall-clock time counts from now on."""
@@ -216,6 +224,7 @@ def tune(
     """
     from genrec_bench.benchmark.runner import stop_signals
 
+    optuna_quietly()  # missing, it is so before anything is trained
     results = Path(results).absolute()
     records.check_writable(results)
     grid = cells(_one_row_each(suite), settings)
@@ -289,9 +298,16 @@ def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], Non
         tell(progress, study, trial)
 
 
-def forget(identity: str) -> None:
-    """Remove the training state of a trial that is over."""
-    shutil.rmtree(store.home() / "runs" / identity, ignore_errors=True)
+def forget(identity: str) -> bool:
+    """Remove the training state of a trial that is over; False where a process still has it, or another one already."""
+    from genrec_bench.benchmark.runner import lock_of
+
+    try:
+        with lock_of(identity).acquire(blocking=False):
+            shutil.rmtree(store.home() / "runs" / identity, ignore_errors=True)
+    except Timeout:
+        return False
+    return True
 
 
 def tell(progress: Progress, study: Study, trial: Trial) -> None:
@@ -316,10 +332,11 @@ def _watch(
         if news.events or news.done:
             curve = curve_of(attempt.run_id)
         seconds = time.monotonic() - started
+        # also of a trial that is through: how much of it was seen at a time says nothing about it
+        if rung := fallen_behind(curve, [trial.curve for trial in study.finished]):
+            return pruned(number, values, curve[:rung], seconds)
         if news.done:
             return ended(number, values, news, curve, seconds)
-        if falls_behind(curve, [trial.curve for trial in study.finished]):
-            return pruned(number, values, curve, seconds)
         if study.left_s <= 0:
             return None
         study.count(COUNT_EVERY_S)
@@ -354,7 +371,7 @@ def suggest(study: Study, number: int) -> Values | None:
         for trial in study.finished:
             search.add_trial(_as_optuna(optuna, trial, space))
         values = dict(search.ask(space).params)
-        if values not in seen:
+        if values not in seen and study.accepts(values):
             return values
     return None
 
@@ -402,6 +419,11 @@ def _space(cell: Cell, fixed: Values) -> dict[str, list[Any] | tuple[float, floa
         except (KeyError, TypeError):  # a part that is left out, or has no such setting
             continue
         if isinstance(values, tuple):
+            if own is None or own <= 0:
+                raise InputError(
+                    f"{cell.method}: {key}={own} is not on the logarithmic scale {values[0]:g} .. {values[1]:g} that a "
+                    f"search tries: begin with a value above 0, or keep it fixed with --set {cell.method}.{key}=..."
+                )
             found[key] = (min(values[0], own), max(values[1], own))
         else:
             found[key] = list(values) if own in values else [*values, own]

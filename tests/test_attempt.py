@@ -1,12 +1,14 @@
 """A cell on a worker that has a home of its own, without Ray: what is fetched, carried, tried again, given up."""
 
 import errno
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from genrec_bench.benchmark import attempt as attempts
 from genrec_bench.benchmark import desk as desks
@@ -97,6 +99,11 @@ def test_a_method_that_fails_is_not_tried_again(desk):
 def test_the_time_budget(desk):
     one = attempt(desk, Scripted([]), Options(search=True, time_budget_s=1e-9))
     assert finish(one).reason == "stopped after its time budget of 1e-09 s"
+    through = attempt(desk, Scripted([("event", {"epoch": 1}), ("done", 0.5)]), Options(search=True, time_budget_s=60))
+    through.step(0.0)
+    through._began = -100.0  # what it has said by then counts
+    through._worker.said.pop(0)
+    assert finish(through).value == 0.5
 
 
 def test_the_time_budget_is_of_all_processes_together(desk, monkeypatch):
@@ -179,6 +186,27 @@ def test_the_training_state_comes_home_and_goes_on_elsewhere(desk, tmp_path, mon
     assert desk.state(JOB.run_id) == read_tree(state)
 
 
+@pytest.mark.parametrize(("here", "there", "goes_on_from"), [(1, 3, 3), (3, 1, 3), (0, 0, 0), (None, 2, 2)])
+def test_a_cell_goes_on_from_the_later_state(desk, tiny, tmp_path, here, there, goes_on_from):
+    """This machine's, from before its process was lost, or the one that has come home from elsewhere since."""
+    desk.data_set = lambda name: tiny
+
+    def leave(place: str, epochs: int | None) -> None:
+        if epochs is not None:
+            events = "".join(
+                json.dumps({"epoch": number, "loss": 1.0 / number}) + "\n" for number in range(1, epochs + 1)
+            )
+            tree = {"training.pt": str(epochs).encode(), "events.jsonl": events.encode()}
+            write_tree(tmp_path / place / "runs" / JOB.run_id, tree)
+
+    leave("worker", here)
+    leave("command", there)
+    one = attempt(desk, Scripted([]), shared=False)
+    one.job = Job(**{**vars(JOB), "dataset_sha256": tiny.sha256})
+    one._provide()
+    assert (tmp_path / "worker" / "runs" / JOB.run_id / "training.pt").read_bytes() == str(goes_on_from).encode()
+
+
 def test_a_training_state_that_vanishes_while_it_is_carried(desk, tmp_path, monkeypatch):
     """The last act of a cell that has its record."""
     one = attempt(desk, Scripted([("done", 0.5)]), shared=False)
@@ -196,7 +224,7 @@ def test_a_training_state_that_vanishes_while_it_is_carried(desk, tmp_path, monk
     assert not (tmp_path / "command" / "runs").exists()
 
 
-def test_an_artefact_is_built_once(desk, monkeypatch):
+def test_an_artefact_is_built_once(desk):
     name, files = "vectors/k", {"vectors.npy": b"1"}
     assert desk.fetch(name, "a") == "build"
     assert desk.fetch(name, "b") == "wait"
@@ -206,9 +234,16 @@ def test_an_artefact_is_built_once(desk, monkeypatch):
     desk.give_up(["index/k"], "a")  # it failed
     assert desk.fetch("index/k", "b") == "build"
     assert desk.fetch("index/k", "a") == "wait"
-    monkeypatch.setattr(desks, "BUILDS_S", -1.0)  # nothing has been heard of b
+
+
+def test_an_artefact_whose_builder_was_lost(desk, tmp_path, monkeypatch):
+    """Cells on the command's machine wait for its lock, and never ask the desk."""
+    monkeypatch.setattr(desks, "BUILDS_S", 0.2)
+    assert desk.fetch("index/k", "lost") == "build"
+    with FileLock(tmp_path / "command" / "artefacts" / "index" / "k.lock", timeout=20):
+        assert desk.fetch("index/k", "a") == "wait"
     assert desk.fetch("index/k", "a") == "build"
-    desk.offer("index/k", "b", {"late": b""})
+    desk.offer("index/k", "lost", {"late": b""})
     assert desk.fetch("index/k", "c") == {"late": b""}  # the same content, whoever built it
 
 

@@ -395,6 +395,8 @@ def test_what_a_search_on_ray_learns_from(stored, tmp_path):
     proposer = ray_search._Proposer(study, [other])
     assert sorted(one.value for one in proposer._ot_study.get_trials(states=[TrialState.COMPLETE])) == [0.4, 0.5]
     assert proposer.suggest("d") == other
+    study.finished = study.finished[1:]  # the method's own settings were under way when it was killed
+    assert ray_search._Proposer(study).suggest("e") == study.defaults
 
 
 def test_a_trial_that_tune_gives_up_at_once_is_tried_again(stored, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from conftest import rows_of
 
 from genrec_bench.benchmark import pruning, records, tuning
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.runner import run_grid
+from genrec_bench.benchmark.runner import lock_of, run_grid
 from genrec_bench.benchmark.standings import render
 from genrec_bench.benchmark.suite import cells, make_suite, read_suite
 from genrec_bench.benchmark.tuning_records import behind, read_all
@@ -164,17 +165,19 @@ def test_a_curve_is_told_once_and_without_stages(home):
 
 
 @pytest.mark.parametrize(
-    ("curve", "behind_them"),
-    [([0.1, 0.1], False), ([0.1, 0.1, 0.1], True), ([0.4, 0.4, 0.4], False), ([0.1, 0.1, 0.5], False)],
+    ("curve", "behind_them"),  # the rung at which it falls behind
+    [([0.1, 0.1], 0), ([0.1, 0.1, 0.1], 3), ([0.4, 0.4, 0.4], 0), ([0.1, 0.1, 0.5], 0), ([0.1] * 3 + [0.9] * 6, 3)],
 )
 def test_a_third_of_the_trials_goes_on(curve, behind_them):
     others = [[0.1, 0.2, 0.2], [0.2, 0.3, 0.3], [0.0, 0.4, 0.4, 0.4], [0.9]]
-    assert pruning.falls_behind(curve, others) is behind_them
+    assert pruning.fallen_behind(curve, others) == behind_them
 
 
 def test_nobody_is_ended_without_a_rival():
-    assert not pruning.falls_behind([0.0] * 10, [[1.0, 1.0]])
-    assert [pruning.last_rung(count) for count in (0, 2, 3, 8, 9, 26, 27)] == [0, 0, 3, 3, 9, 9, 27]
+    assert not pruning.fallen_behind([0.0] * 10, [[1.0, 1.0]])
+    assert pruning.fallen_behind([0.5] * 30, [[0.4] * 26, [0.4] * 27, [0.6] * 27]) == 27
+    said = [pruning.why([0.0] * count).rsplit(" ", 1)[1] for count in (2, 3, 8, 9, 26, 27)]
+    assert said == ["0", "3", "3", "9", "9", "27"]
 
 
 LEVELS = """
@@ -217,10 +220,12 @@ def test_a_trial_that_falls_behind_says_by_which_rule(stored, tmp_path, capsys):
     suite = levels(tmp_path, "0.0 if self.config.level == 0.9 else 0.3")
     (study,) = tuning.tune(suite, {}, tmp_path / "results", Progress(), 5, None)
     assert [trial.state for trial in study.finished] == ["done", "pruned", "pruned"]
+    (quick,) = tuning.tune(levels(tmp_path, "0.0"), {}, tmp_path / "quick", Progress(quiet=True), 5, None)
+    assert told(quick) == told(study)  # however many validations are seen at a time
     (path,) = tmp_path.glob("results/tiny/levels/tuning-*.json")
     said = capsys.readouterr().err
     for trial in json.loads(path.read_text())["trials"][1:]:
-        assert 3 <= len(trial["curve"]) < 9
+        assert len(trial["curve"]) == 3
         assert trial["reason"] == "below the best third at validation 3"
         assert f"levels: pruned, ndcg@10 {trial['values']['level']:.4f}, {trial['reason']}, " in said
 
@@ -347,6 +352,68 @@ def test_what_cannot_be_searched(stored, tmp_path):
         search(tmp_path, suite=make_suite({"methods": ["tallrec"], "datasets": ["tiny"]}))
     with pytest.raises(InputError, match=r"Unknown method 'item_kn'\. Did you mean: item_knn"):
         search(tmp_path, suite=make_suite({"methods": ["item_kn"], "datasets": ["tiny"]}))
+
+
+def test_a_scale_that_the_own_value_is_not_on(stored, tmp_path):
+    suite = make_suite({"methods": ["item_knn"], "datasets": ["tiny"], "tuned": {"tiny": {"item_knn": {"shrink": 0}}}})
+    with pytest.raises(InputError, match=r"item_knn: shrink=0\.0 is not on the logarithmic scale 0\.1 \.\. 100"):
+        search(tmp_path, suite=suite)
+    (study,) = search(tmp_path, trials=1, suite=suite, settings={"item_knn": {"shrink": 0}})
+    assert "shrink" not in study.space
+
+
+CHOOSY = """
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from genrec_bench.methods.base import MethodConfig
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+class ChoosyConfig(MethodConfig):
+    layers: int = 3
+    chosen: int = 3
+    search_space: ClassVar = {"layers": [1, 2, 3], "chosen": [1, 2, 3]}
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.chosen > self.layers:
+            raise ValueError("chosen must not exceed layers")
+        return self
+
+
+@register("choosy")
+class Choosy(Popularity):
+    Config = ChoosyConfig
+"""
+
+
+def test_settings_that_the_config_refuses_are_not_tried(stored, tmp_path):
+    (tmp_path / "choosy.py").write_text(CHOOSY)
+    suite = make_suite({"methods": ["choosy"], "datasets": ["tiny"], "plugins": [str(tmp_path / "choosy.py")]})
+    (study,) = search(tmp_path / "results", trials=9, suite=suite)
+    tried = [(trial.values["layers"], trial.values["chosen"]) for trial in study.finished]
+    assert sorted(tried) == [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
+
+
+def test_a_training_state_is_left_to_whoever_has_it(home):
+    state = home / "runs" / "one"
+    state.mkdir(parents=True)
+    with lock_of("one"):
+        assert not tuning.forget("one")
+        assert state.exists()
+    assert tuning.forget("one")
+    assert not state.exists()
+
+
+def test_a_search_without_its_library(stored, tmp_path, monkeypatch):
+    """It says so before anything is trained."""
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"needs Optuna: pip install 'genrec-bench\[tune\]'"):
+        search(tmp_path)
+    assert not list(tmp_path.rglob("tuning-*.json"))
 
 
 def test_dots_lead_into_groups():
