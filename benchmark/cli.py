@@ -32,7 +32,9 @@ MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="Method, or label of a suite's row; may be repeated.")
 ]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Data set; may be repeated.")]
-ScaleOption = Annotated[str | None, typer.Option("--scale", help="tiny, base or paper.")]
+ScaleOption = Annotated[
+    str | None, typer.Option("--scale", help="tiny, base or paper; by default the suite's, or tiny.")
+]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.")]
 PluginOption = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers methods.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="local, or ray: many GPUs and machines.")]
@@ -72,8 +74,13 @@ def run(
     suite: SuiteArgument = None,
     method: MethodOption = None,
     dataset: DatasetOption = None,
-    protocol: Annotated[list[str] | None, typer.Option("--protocol", help="full or cand20; may be repeated.")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option("--protocol", help="full or cand20, may be repeated; by default the suite's, or full."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2; by default the suite's, or 0.")
+    ] = None,
     scale: ScaleOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE; may be repeated.")] = None,
     mask_seen: Annotated[bool, typer.Option("--mask-seen", help="Leave seen items out of every answer.")] = False,

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from genrec_bench.benchmark.cli import app
 from genrec_bench.benchmark.contract import check_methods
+from genrec_bench.benchmark.suite import MethodEntry, Suite
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,3 +62,11 @@ def test_what_the_pages_point_at_exists():
 
 def test_readme_is_short():
     assert len(README.splitlines()) < 200
+
+
+def test_the_page_on_suites_has_all_keys():
+    page = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    assert set(shown) == set(Suite.model_fields)
+    assert set(shown["methods"][1]) == set(MethodEntry.model_fields)
+    Suite.model_validate(shown)
