@@ -1,4 +1,4 @@
-"""How far a trial of a search has come, and when it ends: successive halving (Li et al., MLSys 2020; Ray's ASHA)."""
+"""How far a run has come, and when a trial of a search ends: successive halving (Li et al., MLSys 2020; Ray's ASHA)."""
 
 import json
 from collections.abc import Iterator, Sequence

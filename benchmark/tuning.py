@@ -28,6 +28,7 @@ from genrec_bench.benchmark.execute import protocol_of, run_id
 from genrec_bench.benchmark.process import CellProcess
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import curve_of, fallen_behind, why
+from genrec_bench.benchmark.runner import lock_of, stop_signals
 from genrec_bench.benchmark.suite import Cell, Suite, cells, merged, refuse_unused
 from genrec_bench.benchmark.tuning_records import Trial, Tuning, read
 from genrec_bench.datasets import store
@@ -131,8 +132,6 @@ class Study:
     @contextmanager
     def held(self, progress: Progress, raise_if_stopped: Callable[[], None]) -> Iterator[None]:
         """The study for this command alone, as its record tells it then; an equal command waits meanwhile."""
-        from genrec_bench.benchmark.runner import lock_of
-
         lock = lock_of(f"tuning-{canonical_hash([self.identity, str(self.results)])[:16]}")
         waits = False
         while not lock.is_locked:
@@ -222,8 +221,6 @@ def tune(
 
     Every study has the same ``trials`` and ``budget_s`` of wall-clock time. Raises InputError, or Interrupted.
     """
-    from genrec_bench.benchmark.runner import stop_signals
-
     optuna_quietly()  # missing, it is so before anything is trained
     results = Path(results).absolute()
     records.check_writable(results)
@@ -300,8 +297,6 @@ def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], Non
 
 def forget(identity: str) -> bool:
     """Remove the training state of a trial that is over; False where a process still has it, or another one already."""
-    from genrec_bench.benchmark.runner import lock_of
-
     try:
         with lock_of(identity).acquire(blocking=False):
             shutil.rmtree(store.home() / "runs" / identity, ignore_errors=True)

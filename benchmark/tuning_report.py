@@ -54,12 +54,12 @@ def report(studies: Sequence[Study]) -> str:
 
     rows = []
     for study in studies:
-        first = next((trial for trial in study.finished if trial.values == study.defaults), None)
+        own = next((trial for trial in study.finished if trial.values == study.defaults), None)
         best = study.best
         settings = [] if best is None else [f"{key}={_short(value)}" for key, value in best.values.items()]
         rows.append([
             study.cell.method, study.cell.dataset, f"{len(study.finished)}/{study.trials}", f"{study.spent_s:.0f} s",
-            None if first is None else first.value, None if best is None else best.value, ", ".join(settings),
+            None if own is None else own.value, None if best is None else best.value, ", ".join(settings),
         ])  # fmt: skip
     metric = studies[0].cell.rules.selection_metric
     headers = ["method", "data set", "trials", "time", f"own {metric}", f"best {metric}", "best settings"]

@@ -57,7 +57,7 @@ class AnsweringConfig(CandidatesConfig):
     beside: tuple[Decode, ...] = ()  # further ways that the trained model is measured in
     max_answer: PositiveInt = 64  # LLaRA's released code
     max_title: PositiveInt = 48  # tokens of a title, then "…"
-    max_prompt: PositiveInt = 1536  # tokens; the oldest items of the history go first
+    max_prompt: PositiveInt = 1536  # tokens; the oldest items of a longer question are left out
     decode_tokens: PositiveInt = 8192  # positions of prompts and answers computed at a time
     layers: PositiveInt = 4  # of tier tiny
     width: PositiveInt = 128  # of tier tiny
