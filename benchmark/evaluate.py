@@ -1,7 +1,15 @@
 """Asking a method for its answers and turning them into ranks. Evaluation exists once, here, for every method."""
 
+import os
+import tempfile
 import time
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +20,9 @@ from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.splits import HeldOut
 from genrec_bench.methods.base import Choice, Method, Ranking
 from genrec_bench.methods.scoring import Scorer, masked_scores
+
+ROWS_AT_A_TIME = 4096  # asked for at once; methods have smaller batches of their own
+QUESTIONS_AT_A_TIME = 256  # of the candidate protocol, where a language model may take seconds for each
 
 
 class MethodFault(Exception):
@@ -28,13 +39,82 @@ class Answers:
     picks: Ranking | None = None  # candidate protocol only: see `picks`
 
 
-def evaluate(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int) -> Answers:
-    """Ask ``method`` for all rows of ``held_out`` and rank the targets.
+LISTS = ("ranking", "picks")  # of `Answers`
 
-    Raises MethodFault where the answers break the contract.
+
+class Kept:
+    """Answers of one model on disk, a file for each block of rows, so that an interrupted evaluation goes on."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def of(self, variant: str) -> "Kept":
+        """Those of another state of the model."""
+        return Kept(self.folder / variant.replace("/", "_"))
+
+    def get(self, first: int, ask: Callable[[], Answers]) -> Answers:
+        """The answers from row ``first`` on, from disk where they are there."""
+        path = self.folder / f"{first}.npz"
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged
+            return _read(path)
+        answers = ask()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder) as unfinished:
+            _write(Path(unfinished) / path.name, answers)
+            os.replace(Path(unfinished) / path.name, path)
+        return answers
+
+
+def _write(path: Path, answers: Answers) -> None:
+    values: dict[str, Any] = {"ranks": answers.ranks, "seconds": answers.seconds}
+    for name in LISTS:
+        if (lists := getattr(answers, name)) is not None:
+            values |= {f"{name}_items": lists.items, f"{name}_scores": lists.scores, f"{name}_ordered": lists.ordered}
+    np.savez(path, **values)
+
+
+def _read(path: Path) -> Answers:
+    with np.load(path, allow_pickle=False) as found:
+        lists = {
+            name: Ranking(found[f"{name}_items"], found[f"{name}_scores"], bool(found[f"{name}_ordered"]))
+            for name in LISTS
+            if f"{name}_items" in found
+        }
+        return Answers(found["ranks"], lists.get("ranking"), float(found["seconds"]), lists.get("picks"))
+
+
+def evaluate(
+    method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int, kept: Kept | None = None
+) -> Answers:
+    """Ask ``method`` for all rows of ``held_out``, a block of them at a time, and rank the targets.
+
+    ``kept`` has the answers that an interrupted evaluation of the same model was given. Raises MethodFault where the
+    answers break the contract.
     """
-    if isinstance(rules, Cand20):
-        return _candidates(method, held_out)
+    candidates = isinstance(rules, Cand20)
+    size = QUESTIONS_AT_A_TIME if candidates else ROWS_AT_A_TIME
+    blocks = []
+    for first in range(0, max(len(held_out.targets), 1), size):
+        part = held_out.part(first, first + size)
+        ask = partial(_candidates, method, part) if candidates else partial(_catalogue, method, part, rules, num_items)
+        blocks.append(kept.get(first, ask) if kept else ask())
+    return blocks[0] if len(blocks) == 1 else _joined(blocks)
+
+
+def _joined(blocks: list[Answers]) -> Answers:
+    def lists(name: str) -> Ranking | None:
+        parts = [getattr(block, name) for block in blocks]
+        if parts[0] is None:
+            return None
+        items, scores = np.concatenate([part.items for part in parts]), np.concatenate([part.scores for part in parts])
+        return Ranking(items, scores, parts[0].ordered)
+
+    ranks = np.concatenate([block.ranks for block in blocks])
+    return Answers(ranks, lists("ranking"), sum(block.seconds for block in blocks), lists("picks"))
+
+
+def _catalogue(method: Method, held_out: HeldOut, rules: ProtocolRules, num_items: int) -> Answers:
+    assert isinstance(rules, Full)
     histories = replace(held_out.histories, mask_seen=rules.mask_seen)
     # One answer more than is ranked shows every tie that could push a target past the last rank.
     k = min(rules.max_rank + 1, num_items)

@@ -24,7 +24,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from genrec_bench.benchmark import metrics, models, records
-from genrec_bench.benchmark.evaluate import Answers, MethodFault, evaluate, validation_ranks
+from genrec_bench.benchmark.evaluate import Answers, Kept, MethodFault, evaluate, validation_ranks
 from genrec_bench.benchmark.protocols import ProtocolRules, selection_value
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.benchmark.text_scores import title_scores
@@ -77,8 +77,9 @@ def execute(
     device, train_seconds = learned.device, learned.train_seconds
     data = store.load(cell.dataset)
     split = cell.rules.split(data)
-    answers = _guard(lambda: evaluate(method, split.test, cell.rules, data.num_items), "recommend")
-    variants = _guard(lambda: _variants(method, split, cell.rules, data), "variants")
+    kept = Kept(work / "answers" / float(selected).hex())  # of this model, should it have been trained otherwise before
+    answers = _guard(lambda: evaluate(method, split.test, cell.rules, data.num_items, kept.of("itself")), "recommend")
+    variants = _guard(lambda: _variants(method, split, cell.rules, data, kept), "variants")
     record = _record(cell, identity, data, split, method, answers, selected, train_seconds, threads, device)
     record = record.model_copy(update={"variants": variants, "stages": events.stages})
     users = records.users_table(split.test, split.train.item_counts())
@@ -207,18 +208,16 @@ class _Validation:
         return selection_value(self._rules, validation_ranks(method, valid, self._rules, self._num_items))
 
 
-def _variants(method: Method, split: Split, rules: ProtocolRules, data: InteractionData) -> list[records.Variant]:
+def _variants(
+    method: Method, split: Split, rules: ProtocolRules, data: InteractionData, kept: Kept
+) -> list[records.Variant]:
     """The method's other states, each ranked and asked for titles."""
-    return [
-        records.Variant(
-            name=name,
-            metrics=metrics.summarise(evaluate(variant, split.test, rules, data.num_items), split, rules.name)[
-                "metrics"
-            ],
-            text=title_scores(variant, data.items),
-        )
-        for name, variant in method.variants().items()
-    ]
+    found = []
+    for name, variant in method.variants().items():
+        answers = evaluate(variant, split.test, rules, data.num_items, kept.of(f"variant {name}"))
+        values = metrics.summarise(answers, split, rules.name)["metrics"]
+        found.append(records.Variant(name=name, metrics=values, text=title_scores(variant, data.items)))
+    return found
 
 
 class _EventLog:

@@ -26,7 +26,15 @@ class HeldOut:
 
     def sample(self, count: int) -> "HeldOut":
         """``count`` rows, the same ones each time; all where there are no more."""
-        rows = np.sort(np.random.default_rng(0).permutation(len(self.targets))[:count])
+        return self._rows(np.sort(np.random.default_rng(0).permutation(len(self.targets))[:count]))
+
+    def part(self, first: int, last: int) -> "HeldOut":
+        """Rows ``first`` to ``last`` (exclusive), as far as there are any."""
+        if first == 0 and last >= len(self.targets):
+            return self
+        return self._rows(np.arange(len(self.targets))[first:last])
+
+    def _rows(self, rows: np.ndarray) -> "HeldOut":
         candidates = None if self.candidates is None else self.candidates[rows]
         return HeldOut(self.histories.select(rows), self.targets[rows], candidates)
 

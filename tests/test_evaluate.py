@@ -9,7 +9,8 @@ from conftest import make_histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_bench.benchmark.evaluate import MethodFault, check_choice, evaluate, picked_ranks, validation_ranks
+from genrec_bench.benchmark import evaluate as module
+from genrec_bench.benchmark.evaluate import Kept, MethodFault, check_choice, evaluate, picked_ranks, validation_ranks
 from genrec_bench.benchmark.protocols import Cand20, Full, protocol, selection_value
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.splits import HeldOut
@@ -100,6 +101,59 @@ def test_what_is_a_tie_in_the_stored_lists_is_one_in_the_ranks():
     held_out = replace(HELD_OUT, candidates=np.array([[3, 1, 4], [0, 3, 2]]))
     answers = evaluate(Says(Choice(np.array([0, 0]), near.clip(min=-1))), held_out, Cand20(), 5)
     assert answers.ranks.tolist() == picked_ranks(answers.picks, held_out).tolist() == [2, 2]
+
+
+class Counts(Table):
+    """Says who was asked for, and falls over at the ``last`` asking."""
+
+    def __init__(self, table, last=10**9):
+        super().__init__(table)
+        self.asked, self.last = [], last
+
+    def _ask(self, users):
+        self.asked.append(users.tolist())
+        if len(self.asked) == self.last:
+            raise KeyboardInterrupt
+        return self.table[users]
+
+    def recommend(self, histories, k):
+        scores = self._ask(histories.users)
+        order = np.argsort(-scores, axis=1)[:, :k]
+        return Ranking(order, np.take_along_axis(scores, order, axis=1))
+
+    def choose(self, histories, candidates):
+        return Choice(np.zeros(len(candidates), dtype=np.int64), self._ask(histories.users)[:, :3])
+
+
+@pytest.mark.parametrize("rules", [RULES, Cand20()])
+def test_an_interrupted_evaluation_goes_on_where_it_was(rules, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    table, targets = rng.random((7, 9)).astype(np.float32), rng.integers(0, 9, 7)
+    others = (targets[:, None] + [[1, 2]] * 7) % 9
+    held_out = HeldOut(make_histories([[1]] * 7, users=range(7)), targets, np.c_[targets, others])
+    whole = evaluate(Counts(table), held_out, rules, 9)
+    monkeypatch.setattr(module, "ROWS_AT_A_TIME", 3)
+    monkeypatch.setattr(module, "QUESTIONS_AT_A_TIME", 3)
+    kept = Kept(tmp_path / "answers")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Counts(table, last=2), held_out, rules, 9, kept)
+    (kept.folder / "3.npz").write_bytes(b"PK, and then the power went")
+    method = Counts(table)
+    answers = evaluate(method, held_out, rules, 9, kept)
+    assert method.asked == [[3, 4, 5], [6]]
+    assert answers.ranks.tolist() == whole.ranks.tolist()
+    for name in module.LISTS:
+        lists, expected = getattr(answers, name), getattr(whole, name)
+        assert (lists is None) == (expected is None)
+        if lists is not None:
+            assert np.array_equal(lists.items, expected.items)
+            assert np.array_equal(lists.scores, expected.scores)
+            assert lists.ordered == expected.ordered
+    again = Counts(table)
+    assert evaluate(again, held_out, rules, 9, kept).seconds == answers.seconds  # of those who answered, then
+    assert again.asked == []
+    evaluate(again, held_out, rules, 9, kept.of("another/state"))
+    assert len(again.asked) == 3
 
 
 def test_one_answer_more_than_is_ranked_is_asked_for():

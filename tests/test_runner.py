@@ -267,6 +267,27 @@ def recommend(self, histories, k):
     assert trained.read_text() == "once "
 
 
+def test_a_kill_between_two_states_of_a_model_costs_no_answers(stored, tmp_path):
+    asked, flag = tmp_path / "asked", tmp_path / "flag"
+    body = f"""
+def recommend(self, histories, k):
+    with Path({str(asked)!r}).open("a") as file:
+        file.write("once ")
+    return super().recommend(histories, k)
+
+def variants(self):
+    if not os.path.exists({str(flag)!r}):
+        Path({str(flag)!r}).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {{}}
+"""
+    file, results = plugin(tmp_path, "ends", body), tmp_path / "results"
+    assert list(run(results, ["ends"], plugins=[file]).failed.values()) == ["its process ended by signal 9"]
+    assert run(results, ["ends"], plugins=[file]).done == 1
+    assert asked.read_text() == "once "
+    assert not list((store.home() / "runs").glob("*/answers"))
+
+
 def test_a_record_takes_the_place_of_its_failure(stored, tmp_path):
     flag = tmp_path / "flag"
     body = f"""
