@@ -63,7 +63,9 @@ class Progress:
     def event(self, cell: Cell, values: dict[str, Any]) -> None:
         """Something happened inside a running cell."""
         text = ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in values.items()
+            if key != "leads"  # for searches alone
         )
         if self._bar is not None:
             self._bar.update(self._tasks[cell], description=escape(f"{cell}: {text}"))

@@ -14,14 +14,16 @@ KEPT = 3  # one of so many goes on at each rung, and the next is so many times a
 
 
 def curve_of(identity: str) -> list[float]:
-    """Best validation value after each validation of the method itself, not of a stage before it, from a run's events.
+    """Best validation value after each validation, from a run's events.
+
+    Of the method itself and of a stage that leads it (`genrec_bench.methods.trained`), not of other stages.
 
     What an interrupted training tells again, it tells in the same numbers.
     """
     told = dict.fromkeys(
         (event.get("epoch"), event.get("loss"), event["validation"])
         for event in _events(store.home() / "runs" / identity)
-        if "validation" in event and "stage" not in event
+        if "validation" in event and ("stage" not in event or event.get("leads"))
     )
     return list(accumulate((value for _, _, value in told), max))
 

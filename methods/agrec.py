@@ -271,12 +271,12 @@ class AGRec(Method):
         self.lm, self.graph = parts
 
     def _read_parts(self, train: TrainView, context: Context) -> None:
+        def read(part: Any, name: str, leads: bool) -> Any:
+            return trained(name, registry.configure(name, part.settings), train, context, part.saved, leads)
+
         lm, graph = self.config.lm, self.config.graph
-        parts: list[Any] = [
-            None if part is None else trained(name, registry.configure(name, part.settings), train, context, part.saved)
-            for part, name in ((lm, lm and lm.method), (graph, graph and graph.encoder))
-        ]
-        self.lm, self.graph = parts
+        self.lm = read(lm, lm.method, leads=True) if lm else None
+        self.graph = read(graph, graph.encoder, leads=lm is None) if graph else None
         self._know(train)
 
     def _know(self, train: TrainView) -> None:

@@ -18,18 +18,28 @@ from genrec_bench.methods.base import Context, Method, MethodConfig
 from genrec_bench.methods.seeding import seeded
 
 
-def trained(name: str, config: MethodConfig, train: TrainView, context: Context, saved: Path | None = None) -> Method:
+def trained(
+    name: str,
+    config: MethodConfig,
+    train: TrainView,
+    context: Context,
+    saved: Path | None = None,
+    leads: bool = False,
+) -> Method:
     """Method ``name`` as `fit` leaves it under the context's seed, from the cache where somebody has trained it.
 
-    ``saved``: a folder of the cache to read instead. Raises InputError where it holds another method or config, or was
-    trained on other data.
+    ``saved``: a folder of the cache to read instead. ``leads``: its validation is the whole method's curve, by which a
+    search tells early whether settings are worth their time. Raises InputError where the folder holds another method or
+    config, or was trained on other data.
     """
     method = registry.get(name)(config)
     key = identity(name, config, train, context)
 
     def write(folder: Path) -> None:
         def log(**values: Any) -> None:
-            context.log(**({"stage": name} | values if "epoch" in values else values))
+            if "epoch" in values and "stage" not in values:
+                values |= {"stage": name} | ({"leads": True} if leads else {})
+            context.log(**values)
 
         # a cached stage draws no random numbers, so neither may one that is trained
         before = random.getstate(), np.random.get_state()  # noqa: NPY002 - outside methods may use the global generator

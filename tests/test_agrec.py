@@ -128,6 +128,7 @@ def test_several_rows_train_their_parts_once(kit):
     kit.agrec(alpha=0.3)
     trained = [event for event in kit.events if "epoch" in event]
     assert {"tiger", "lightgcn"} <= {event["stage"] for event in trained}
+    assert {event["stage"] for event in trained if event.get("leads")} == {"tiger"}
     kit.agrec(alpha=0.4, n=20)
     assert len([event for event in kit.events if "epoch" in event]) == len(trained)
     kit.agrec(alpha=0.3, graph={"encoder": "item_knn"})

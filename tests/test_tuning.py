@@ -161,6 +161,10 @@ def test_a_curve_is_told_once_and_without_stages(home):
     ]
     events.write_text("\n".join(json.dumps(one) for one in told) + '\n{"epoch": 4, "lo')
     assert pruning.curve_of("one") == [0.1, 0.3, 0.3]
+    of_parts = [{"stage": "tiger", "leads": True} | event for event in told[1:]] + [told[0] | {"stage": "lightgcn"}]
+    (home / "runs" / "parts").mkdir()
+    (home / "runs" / "parts" / "events.jsonl").write_text("\n".join(json.dumps(one) for one in of_parts))
+    assert pruning.curve_of("parts") == [0.1, 0.3, 0.3]
     assert pruning.curve_of("none") == []
 
 
