@@ -26,7 +26,7 @@ SLICES = {
     "tail_target": "rare target",
     "cold_target": "unseen target",
 }
-VERDICTS = dict(zip(published.VERDICTS, "=∋≈↑↓≠≠", strict=True))
+VERDICTS = dict(zip(published.VERDICTS, "=∋≈↑↓≠≠≠", strict=True))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from genrec_bench.benchmark.figures import CriticalDifference
 from genrec_bench.benchmark.statistics import Interval
 
 HOSTILE = "<script>alert(1)</script>"
-ML = {"name": "ml-100k", "sha256": "11ee", "users": 9, "items": 20, "interactions": 99}
+ML = {"name": "ml-100k", "sha256": "11ee", "users": 943, "items": 1682, "interactions": 100_000}
 ALPHA = {"alpha": {"0.0": 0.1, "0.5": 0.3, "1.0": 0.2}, "index": {"builder": "rqvae", "items": 20}}
 
 
