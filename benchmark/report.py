@@ -117,6 +117,8 @@ def page(board: Leaderboard, runs: Mapping[str, Record]) -> str:
         runs=len({run for row in rows for run in row.runs}),
         outside=any(row.outside for row in rows),
         slice_titles=SLICES,
+        states=tables.states,
+        states_title=tables.STATES,
         shapes=svg.SHAPES,
         verdicts=VERDICTS,
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
