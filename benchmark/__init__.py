@@ -1,11 +1,11 @@
-"""How it is measured. `run` and `leaderboard` are the suite from Python (`genrec_bench.benchmark.api`)."""
+"""How it is measured. `run`, `tune` and `leaderboard` are the suite from Python (`genrec_bench.benchmark.api`)."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genrec_bench.benchmark.api import leaderboard, run
+    from genrec_bench.benchmark.api import leaderboard, run, tune
 
-__all__ = ["leaderboard", "run"]
+__all__ = ["leaderboard", "run", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,29 +1,37 @@
 """The suite from Python: grids and leaderboards as pandas tables.
 
-from genrec_bench.benchmark import leaderboard, run
+from genrec_bench.benchmark import leaderboard, run, tune
 
 run(["sasrec", "markov"], ["ml-100k"], seeds=[0, 1, 2])
 leaderboard("results").query("tier == 'tiny'").sort_values("ndcg@10")
+tune(["sasrec"], ["ml-100k"], trials=20)[["method", "best ndcg@10", "settings"]]
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from genrec_bench.benchmark import standings, tables
+from genrec_bench.benchmark import engines, standings, tables
 from genrec_bench.benchmark.tables import Leaderboard, Row, Table
+from genrec_bench.datasets.errors import InputError
+
+if TYPE_CHECKING:
+    from genrec_bench.benchmark.suite import Suite
+    from genrec_bench.benchmark.tuning import Study
 
 
 class Standings(pd.DataFrame):
     """A leaderboard as a table: a line a row, with the row's metrics, their 95% intervals and its cost as columns.
 
     Columns of a metric are ``recall@10``, ``recall@10 low``, ``recall@10 high`` and ``recall@10 tied`` (the best or
-    tied with it). What is made from it (a selection, a sort) is a plain DataFrame. Notebooks show it as the command
-    line prints it, one table for each data set, protocol and tier.
+    tied with it); where a paper prints it, ``recall@10 published`` (its figure), ``recall@10 paper`` (who, in which
+    table) and ``recall@10 verdict``. The ``search...`` columns are of the search on validation behind a row's
+    settings: its id, its trials and seconds, and the budget of both. What is made from it (a selection, a sort) is a
+    plain DataFrame. Notebooks show it as the command line prints it, one table for each data set, protocol and tier.
     """
 
     _metadata = ["board"]  # noqa: RUF012 - pandas' name for attributes
@@ -56,6 +64,9 @@ def run(
     results: str | Path = "results",
     jobs: int | None = None,
     track: Sequence[str] = (),
+    engine: str = "local",
+    address: str | None = None,
+    resources: Mapping[str, Mapping[str, Any]] | None = None,
     quiet: bool = True,
 ) -> Standings:
     """Run what is missing of a grid, as `genrec-bench run` does, and return the standings of its runs.
@@ -63,32 +74,105 @@ def run(
     ``methods`` holds names, or entries as in a suite file (``{"method": "sasrec", "label": "bce", "config": {"loss":
     "bce"}}``); ``mask_seen`` is of the protocol full, ``exclude`` of cand20; ``settings`` maps a method to config
     values, such as ``{"sasrec": {"dropout": 0.3}}``; ``time_budget`` is of one run, such as "25m"; ``track`` names
-    trackers (`genrec_bench.benchmark.trackers`). A run that failed is a line with its ``reason_missing``. Raises
-    InputError where an argument is wrong or the data cannot be had.
+    trackers (`genrec_bench.benchmark.trackers`). ``engine`` "ray" runs on the Ray at ``address``, or on one of this
+    machine's own; ``resources`` are what its runs of a method ask for, ``{"tiger": {"gpus": 0.5}}``. A run that failed
+    is a line with its ``reason_missing``. Raises InputError where an argument is wrong or the data cannot be had.
     """
     from genrec_bench.benchmark import trackers
-    from genrec_bench.benchmark.runner import run_grid
-    from genrec_bench.benchmark.suite import cells, make_suite, seconds
+    from genrec_bench.benchmark.suite import cells, refuse_unused, seconds
 
-    suite = make_suite(
+    on_ray = engines.on_ray(engine, address, resources)
+    suite = _suite(
+        methods, datasets, protocols, scale, mask_seen, plugins, seeds=list(seeds), exclude=exclude,
+        time_budget=time_budget, keep_models=keep_models,
+    )  # fmt: skip
+    grid = cells(suite, {name: dict(values) for name, values in (settings or {}).items()})
+    refuse_unused(resources or {}, suite, "resources")
+    budget_s = seconds(suite.time_budget) if suite.time_budget else None
+    progress = trackers.progress(quiet, track, Path(results))
+    outcome = engines.run_cells(grid, Path(results), progress, budget_s, False, jobs, keep_models, on_ray)
+    return _standings(standings.read(Path(results), run_ids=outcome.run_ids)[0])
+
+
+def tune(
+    methods: Sequence[str | Mapping[str, Any]],
+    datasets: Sequence[str],
+    *,
+    trials: int = 20,
+    time_budget: str | None = None,
+    protocol: str = "full",
+    seed: int = 0,
+    scale: str = "tiny",
+    mask_seen: bool = False,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    plugins: Sequence[str | Path] = (),
+    results: str | Path = "results",
+    output: str | Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    resources: Mapping[str, Mapping[str, Any]] | None = None,
+    jobs: int | None = None,
+    quiet: bool = True,
+) -> pd.DataFrame:
+    """Search each method's settings on validation, as `genrec-bench tune` does; a line a method and data set.
+
+    ``time_budget`` is of each search, ``seed`` of the search, ``settings`` are not searched, ``jobs`` (trials at a
+    time) is of the engine ray; the rest as of `run`. Columns: the ``search``, its ``trials`` and ``seconds``, ``own
+    ndcg@10`` of the settings it began with, ``best ndcg@10``, and ``settings``, which `run` takes as
+    ``settings={method: ...}``; the last two are None where no trial ended well. ``output`` (default:
+    RESULTS/tuned.yaml) is written as a suite of the best settings. Raises InputError as `run` does.
+    """
+    from genrec_bench.benchmark import tuning, tuning_report
+    from genrec_bench.benchmark.progress import Progress
+    from genrec_bench.benchmark.suite import seconds
+
+    on_ray = engines.on_ray(engine, address, resources)
+    if jobs and on_ray is None:
+        raise InputError("jobs is of engine ray: without it trials go one after the other")
+    suite = _suite(methods, datasets, [protocol], scale, mask_seen, plugins)
+    fixed = {name: dict(values) for name, values in (settings or {}).items()}
+    budget_s = seconds(time_budget) if time_budget else None
+    studies = tuning.tune(suite, fixed, Path(results), Progress(quiet), trials, budget_s, seed, jobs, on_ray)
+    tuning_report.write_suite(studies, Path(output or Path(results) / "tuned.yaml"), suite)
+    return pd.DataFrame([_search(study) for study in studies])
+
+
+def _suite(
+    methods: Sequence[str | Mapping[str, Any]],
+    datasets: Sequence[str],
+    protocols: Sequence[str],
+    scale: str,
+    mask_seen: bool,
+    plugins: Sequence[str | Path],
+    **others: Any,
+) -> "Suite":
+    from genrec_bench.benchmark.suite import make_suite
+
+    return make_suite(
         {
             "methods": [dict(one) if isinstance(one, Mapping) else one for one in methods],
             "datasets": list(datasets),
             "protocols": list(protocols),
-            "seeds": list(seeds),
             "scale": scale,
             "mask_seen": mask_seen,
-            "exclude": exclude,
             "plugins": [str(path) for path in plugins],
-            "time_budget": time_budget,
-            "keep_models": keep_models,
+            **others,
         }
     )
-    grid = cells(suite, {name: dict(values) for name, values in (settings or {}).items()})
-    budget_s = seconds(suite.time_budget) if suite.time_budget else None
-    progress = trackers.progress(quiet, track, Path(results))
-    outcome = run_grid(grid, Path(results), progress, budget_s, jobs=jobs, keep_models=keep_models)
-    return _standings(standings.read(Path(results), run_ids=outcome.run_ids)[0])
+
+
+def _search(study: "Study") -> dict[str, Any]:
+    from genrec_bench.benchmark.suite import merged
+    from genrec_bench.benchmark.tuning import nested
+
+    best, metric = study.best, study.cell.rules.selection_metric
+    own = next((trial.value for trial in study.finished if trial.values == study.defaults), None)
+    return {
+        "method": study.cell.method, "dataset": study.cell.dataset, "search": study.identity,
+        "trials": len(study.finished), "seconds": study.spent_s, f"own {metric}": own,
+        f"best {metric}": None if best is None else best.value,
+        "settings": None if best is None else merged(study.fixed, nested(best.values)),
+    }  # fmt: skip
 
 
 def leaderboard(results: str | Path = "results", dataset: str | None = None) -> Standings:
@@ -114,8 +198,14 @@ def _line(table: Table, row: Row) -> dict[str, Any]:
     for name, cell in row.metrics.items():
         line |= {name: cell.mean, f"{name} low": cell.low, f"{name} high": cell.high}
         line[f"{name} tied"] = cell.best or cell.tied_with_best
+        if (beside := cell.published) is not None:
+            line |= {f"{name} published": beside.value, f"{name} paper": f"{beside.paper}, table {beside.table}"}
+            line[f"{name} verdict"] = beside.verdict
     line |= row.list_metrics
     line |= asdict(row.cost) if row.cost is not None else {}
+    if (by := row.tuning) is not None:
+        line |= {"search": by.study, "search_trials": by.trials, "search_seconds": by.spent_seconds}
+        line |= {"search_budget_trials": by.budget_trials, "search_budget_seconds": by.budget_seconds}
     return {**line, "runs": list(row.runs), "reason_missing": row.reason_missing}
 
 

@@ -6,12 +6,12 @@ Bad input ends in exit code 2 and one message; an interrupted run in 130; a run 
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genrec_bench.benchmark import engines
 from genrec_bench.benchmark.cli_data import app as data_app
 from genrec_bench.datasets.errors import InputError, unknown
 from genrec_bench.methods import distributed
@@ -147,21 +147,11 @@ def _chosen(path: Path | None, given: dict[str, Any]) -> "Suite":
     raise InputError("Give a suite file, or --method and --dataset")
 
 
-def _on_ray(engine: str, address: str | None, resources: list[str] | None = None) -> dict[str, Any] | None:
+def _on_ray(engine: str, address: str | None, resources: list[str] | None) -> dict[str, Any] | None:
     """What only the engine ray asks for; None: the local one."""
     from genrec_bench.benchmark.suite import parse_settings
 
-    if engine not in ("local", "ray"):
-        raise unknown("engine", engine, ("local", "ray"))
-    if engine == "local":
-        if address or resources:
-            raise InputError("--address and --resources are of --engine ray")
-        return None
-    if distributed.world_size() > 1:
-        raise InputError("--engine ray starts its processes itself: run the command without torchrun")
-    if find_spec("ray") is None:
-        raise InputError("--engine ray needs Ray: pip install 'genrec-bench[ray]'")
-    return {"address": address, "resources": parse_settings(resources or [], "--resources")}
+    return engines.on_ray(engine, address, parse_settings(resources or [], "--resources"), dash="--")
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -185,7 +175,7 @@ def _run_and_print(
 ) -> None:
     from genrec_bench.benchmark import standings, trackers
     from genrec_bench.benchmark.in_step import run_in_step
-    from genrec_bench.benchmark.runner import Interrupted, run_grid
+    from genrec_bench.benchmark.runner import Interrupted
     from genrec_bench.benchmark.suite import cells, left_out, refuse_unused, seconds
 
     grid, others = cells(suite, settings), left_out(suite)
@@ -204,12 +194,8 @@ def _run_and_print(
             if budget_s or jobs:
                 progress.say("Under torchrun runs go one after the other, and have no time budget")
             outcome = run_in_step(grid, results, progress, force, suite.keep_models)
-        elif on_ray is not None:
-            from genrec_bench.benchmark.ray_engine import run_on_ray
-
-            outcome = run_on_ray(grid, results, progress, budget_s, force, jobs, suite.keep_models, **on_ray)
         else:
-            outcome = run_grid(grid, results, progress, budget_s, force, jobs, suite.keep_models)
+            outcome = engines.run_cells(grid, results, progress, budget_s, force, jobs, suite.keep_models, on_ray)
     except Interrupted as signal_name:
         print(
             f"Stopped by {signal_name}: finished runs are recorded; the same command goes on from here", file=sys.stderr

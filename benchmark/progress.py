@@ -77,8 +77,8 @@ class Progress:
         """A cell has its record."""
         self._close(cell, f"{cell}: {note}")
 
-    def failed(self, cell: Cell, reason: str) -> None:
-        """A cell stays empty."""
+    def failed(self, cell: Cell, reason: str, instead: str | None = None) -> None:
+        """A cell stays empty; ``instead`` is the id of the run that took its place, where one did."""
         self._close(cell, f"{cell}: FAILED: {reason}")
 
     def _close(self, cell: Cell, text: str) -> None:

@@ -8,17 +8,23 @@ timings are left out.
 """
 
 import csv
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from genrec_bench.benchmark.statistics import Interval
+from genrec_bench.datasets import catalogue
 
 PAPERS = ("EAGER-LLM", "AGRec", "RSLLM", "LLaRA")  # the first that prints a figure is shown
 MAIN_VARIANTS = ("", "encoder=SASRec")  # the row a paper calls by the method's name, in this order
-VERDICTS = ("reproduced", "consistent", "close", "higher", "lower", "other model", "different protocol")
+VERDICTS = ("reproduced", "consistent", "close", "higher", "lower", "other model", "other data", "different protocol")
 REPRODUCED = 0.05  # relative difference
 CLOSE = 0.15
+SAME_CUT = 0.01  # relative difference of counts: papers count a padding id, or misprint a digit
+# What the negatives of 20 candidates are not drawn from: RSLLM says items "non-interacted" and has no code; LLaRA's
+# figures are its released code's, which leaves out the ten items shown.
+SAMPLERS = {"RSLLM": "sequence", "LLaRA": "window"}
 
 
 class Row(NamedTuple):
@@ -80,7 +86,26 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def verdict(measured: Interval, printed: float, same_protocol: bool, same_model: bool = True) -> str:
+def same_cut(paper: str, dataset: str, counts: tuple[int, int, int]) -> bool:
+    """Whether a data set of these users, items and interactions is what the paper measured under that name.
+
+    The paper's counts are those of the data set's card; without any there, it is not known to be the same.
+    """
+    if dataset not in catalogue.names():
+        return False
+    printed = [one for one in catalogue.card(dataset).published if paper in re.split("[ ,]+", one.source)]
+    return any(
+        all(
+            abs(ours - theirs) <= SAME_CUT * theirs
+            for ours, theirs in zip(counts, (one.users, one.items, one.interactions), strict=True)
+        )
+        for one in printed
+    )
+
+
+def verdict(
+    measured: Interval, printed: float, same_protocol: bool, same_model: bool = True, same_data: bool = True
+) -> str:
     """How ours relates to a printed figure: one of `VERDICTS`.
 
     Reproduced: within 5% of the printed figure. Consistent: it is inside our 95% interval, which few users make wide.
@@ -88,6 +113,8 @@ def verdict(measured: Interval, printed: float, same_protocol: bool, same_model:
     """
     if not same_protocol:
         return "different protocol"
+    if not same_data:
+        return "other data"
     if not same_model:
         return "other model"
     difference = abs(measured.mean - printed)

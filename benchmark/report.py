@@ -26,7 +26,7 @@ SLICES = {
     "tail_target": "rare target",
     "cold_target": "unseen target",
 }
-VERDICTS = dict(zip(published.VERDICTS, "=∋≈↑↓≠≠", strict=True))
+VERDICTS = dict(zip(published.VERDICTS, "=∋≈↑↓≠≠≠", strict=True))
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def page(board: Leaderboard, runs: Mapping[str, Record]) -> str:
         runs=len({run for row in rows for run in row.runs}),
         outside=any(row.outside for row in rows),
         slice_titles=SLICES,
+        states=tables.states,
+        states_title=tables.STATES,
         shapes=svg.SHAPES,
         verdicts=VERDICTS,
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),

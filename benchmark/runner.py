@@ -205,8 +205,13 @@ class Grid:
         self._release(one)
         self.close(one.cell, one.identity, one.dataset_sha256, reason)
 
-    def close(self, cell: Cell, identity: str, dataset_sha256: str, reason: str | None) -> None:
-        """Count a cell that has its record, or store the ``reason`` why it has none."""
+    def close(
+        self, cell: Cell, identity: str, dataset_sha256: str, reason: str | None, instead: str | None = None
+    ) -> None:
+        """Count a cell that has its record, or store the ``reason`` why it has none.
+
+        ``instead`` is the id of a run with half the batch, which has its record in this one's place.
+        """
         if reason is None:
             if not records.exists(self.results, cell.dataset, cell.method, identity):
                 raise InputError("The code or a data set changed while the grid ran: run the same command again")
@@ -215,7 +220,7 @@ class Grid:
         else:
             self.outcome.failed[str(cell)] = reason
             records.write_failure(self.results, failure_of(cell, identity, reason, dataset_sha256))
-            self.progress.failed(cell, reason)
+            self.progress.failed(cell, reason, instead)
 
     def stop(self) -> None:
         """End whatever still runs; checkpoints stay."""

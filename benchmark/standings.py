@@ -196,8 +196,12 @@ def _searched(table: Table, records_of: Mapping[str, Record], searches: Sequence
 
 
 def _key(dataset: str, sha256: str, rules: Protocol, tier: str) -> Key:
-    exclude = str(rules.parameters.get("exclude", "sequence"))
-    return Key(dataset, sha256, rules.name, rules.mask_seen, rules.hash, tier, exclude)
+    return Key(dataset, sha256, rules.name, rules.mask_seen, rules.hash, tier, _exclude(rules))
+
+
+def _exclude(rules: Protocol) -> str:
+    """What negatives are not drawn from."""
+    return str(rules.parameters.get("exclude", "sequence"))
 
 
 def group(found: Sequence[Record], failures: Sequence[Failure], load_ranks: LoadRanks) -> list[Group]:
@@ -329,12 +333,7 @@ def _row(
         best_mean, tied = standing[name]
         is_best = interval.mean >= best_mean - 1e-12
         target = printed.get(name)
-        # The papers leave seen items in the ranking, and let a language model write its answer.
-        same_protocol = not run.protocol.mask_seen and answers_by(run) is None
-        beside = None if target is None else Published(
-            target.value, target.paper, target.table,
-            published.verdict(interval, target.value, same_protocol, not _smaller_model(run)),
-        )  # fmt: skip
+        beside = None if target is None else _beside(run, interval, target)
         cells[name] = Cell(
             interval.mean, interval.low, interval.high, _deviation(seeds),
             is_best, tied[entry.name] and not is_best, beside,
@@ -348,6 +347,18 @@ def _row(
                        if (one.method, one.label) == (run.method, run.label) and one.seed not in seeds_run},
         family=run.family, outside=run.outside,
     )  # fmt: skip
+
+
+def _beside(run: Record, measured: Interval, target: published.Target) -> Published:
+    """A paper's figure, with what to say where ours stands beside it."""
+    # The papers leave seen items in the ranking, and let a language model write its answer.
+    same_protocol = not run.protocol.mask_seen and answers_by(run) is None
+    if run.protocol.name == "cand20":
+        same_protocol &= _exclude(run.protocol) == published.SAMPLERS[target.paper]
+    data = run.dataset
+    same_data = published.same_cut(target.paper, data.name, (data.users, data.items, data.interactions))
+    verdict = published.verdict(measured, target.value, same_protocol, not _smaller_model(run), same_data)
+    return Published(target.value, target.paper, target.table, verdict)
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -38,7 +38,9 @@ scratch, base has SmolLM2-135M, paper the papers' own. Values are means over use
 intervals; bold is the best, \\* tied with it (paired tests, Holm's correction).
 
 Behind a paper's figure: reproduced (within 5%), consistent (only inside our interval), close (within 15%), higher or
-lower (ours is), other model (ours is smaller), different protocol: [docs/report.md](../docs/report.md)."""
+lower (ours is), other model (ours is smaller), other data (another cut), different protocol:
+[docs/report.md](../docs/report.md)."""
+STATES = "The same weights in other states"
 STATE_TEXT = {"exact_match": "title exact", "token_f1": "title F1"}
 SPELLING = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hitratio": "HitRatio", "validratio": "ValidRatio"}
 
@@ -280,17 +282,23 @@ def _text_table(table: Table, bold: bool) -> str:
     return "\n".join([title, *shown, *(f"note: {clean(note)}" for note in table.notes), *states])
 
 
-def _states(table: Table, escape: Callable[[str], str], form: str) -> str:
-    """The states as a grid of their own: what each ranks, and the titles it writes."""
+def states(table: Table) -> tuple[list[str], list[list[str]]]:
+    """The states as a grid of their own, its head and its lines: what each ranks, and the titles it writes."""
     narrow = NARROW[table.key.protocol]
     head = ["method", "state", *map(metric_title, narrow), *STATE_TEXT.values()]
     lines = [
-        [escape(state.row), escape(state.name), *(
+        [state.row, state.name, *(
             f"{state.values[name]:.4f}" if name in state.values else "" for name in (*narrow, *STATE_TEXT)
         )]
         for state in table.states
     ]  # fmt: skip
-    return tabulate(lines, head, tablefmt=form, disable_numparse=True)
+    return head, lines
+
+
+def _states(table: Table, escape: Callable[[str], str], form: str) -> str:
+    head, lines = states(table)
+    escaped = [[escape(row), escape(state), *values] for row, state, *values in lines]
+    return tabulate(escaped, head, tablefmt=form, disable_numparse=True)
 
 
 def _text_cells(row: Row, names: Sequence[str]) -> list[str]:
@@ -346,7 +354,7 @@ def _markdown_table(table: Table) -> str:
     legend = "Best bold, \\* tied with best; 95% intervals over users."
     parts = [f"## {escape_markdown(heading(table))}", "", legend, "", grid, *(["", *notes] if notes else [])]
     if table.states:
-        parts += ["", "The same weights in other states:", "", _states(table, escape_markdown, "pipe")]
+        parts += ["", f"{STATES}:", "", _states(table, escape_markdown, "pipe")]
     return "\n".join(parts)
 
 

@@ -7,6 +7,7 @@ W&B in its offline mode. A tracker that fails is given up with one line; the gri
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from genrec_bench.datasets.errors import InputError, unknown
 
 FOLDER = ".trackers"  # in the results folder; git-ignored, and no record's place
 PROJECT = "genrec-bench"
+WANDB = "0.19.10"  # the first that keeps several runs of one process apart (reinit="create_new")
 
 
 class Tracker(Protocol):
@@ -33,7 +35,10 @@ class Tracker(Protocol):
         """Numbers of one training event; ``step`` is its epoch, or its place among the events without one."""
 
     def end(self, cell: Cell, record: Record | None, reason: str | None) -> None:
-        """A cell is over: with its ``record``, or with the ``reason`` why it has none."""
+        """A cell is over: with its ``record``, or with the ``reason`` why it has none.
+
+        With both: ``record`` is that of a run which took its place, with half the batch.
+        """
 
 
 class TensorBoard:
@@ -98,7 +103,9 @@ class WandB:
         try:
             import wandb
         except ImportError:
-            raise _missing("wandb") from None
+            raise _missing("wandb", WANDB) from None
+        if _numbers(wandb.__version__) < _numbers(WANDB):
+            raise InputError(f"--track wandb needs {WANDB} or later, not {wandb.__version__}: pip install -U wandb")
         self._wandb, self._online, self._runs = wandb, place == "online", dict[Cell, Any]()
         self._folder = None if self._online else Path(place)
 
@@ -181,10 +188,11 @@ class Tracked(Progress):
             record = self._record(cell)
             self._tell(lambda tracker: tracker.end(cell, record, None))
 
-    def failed(self, cell: Cell, reason: str) -> None:
-        super().failed(cell, reason)
+    def failed(self, cell: Cell, reason: str, instead: str | None = None) -> None:
+        super().failed(cell, reason, instead)
         if self._events.pop(cell, None) is not None:
-            self._tell(lambda tracker: tracker.end(cell, None, reason))
+            record = None if instead is None else self._record(cell, instead)
+            self._tell(lambda tracker: tracker.end(cell, record, reason))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -194,13 +202,10 @@ class Tracked(Progress):
             del self._events[cell]
             self._tell(lambda tracker, cell=cell: tracker.end(cell, None, "stopped"))  # type: ignore[misc]
 
-    def _record(self, cell: Cell) -> Record | None:
-        from genrec_bench.benchmark.execute import run_id
-        from genrec_bench.datasets import store
-
-        identity = run_id(cell, store.load(cell.dataset).sha256)
+    def _record(self, cell: Cell, identity: str | None = None) -> Record | None:
         with suppress(InputError):
-            return records.read(records.run_folder(self._results, cell.dataset, cell.method, identity))
+            place = (cell.dataset, cell.method, identity or _run_id(cell))
+            return records.read(records.run_folder(self._results, *place))
         return None
 
     def _tell(self, news: Callable[[Tracker], None]) -> None:
@@ -212,21 +217,39 @@ class Tracked(Progress):
                 self.say(f"tracker {one[0]} given up: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
-def _missing(name: str) -> InputError:
-    return InputError(f"--track {name} needs the library: pip install {name}")
+def _missing(name: str, least: str = "") -> InputError:
+    wanted = f"'{name}>={least}'" if least else name
+    return InputError(f"--track {name} needs the library: pip install {wanted}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _run_id(cell: Cell) -> str:
+    from genrec_bench.benchmark.execute import run_id
+    from genrec_bench.datasets import store
+
+    return run_id(cell, store.load(cell.dataset).sha256)
+
+
+def _exclude(cell: Cell) -> str | None:
+    return cell.rules.exclude if cell.rules.name == "cand20" else None
 
 
 def _slug(cell: Cell) -> str:
-    rules = f"{cell.rules.name}{'-mask_seen' if cell.rules.mask_seen else ''}"
+    """A folder of the run's own, so that no two runs' curves are drawn as one."""
+    rules = cell.rules.name + "-mask_seen" * cell.rules.mask_seen + "-window" * (_exclude(cell) == "window")
     label = "".join(letter if letter.isalnum() or letter in "._+-" else "_" for letter in cell.label)
-    return f"{cell.dataset}/{rules}/{label}-seed{cell.seed}"
+    return f"{cell.dataset}/{rules}/{cell.scale}/{label}-seed{cell.seed}-{_run_id(cell)}"
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
     """What a cell is, flat enough for a tracker's table."""
     return {
         "method": cell.method, "label": cell.label, "dataset": cell.dataset, "protocol": cell.rules.name,
-        "mask_seen": cell.rules.mask_seen, "seed": cell.seed, "tier": cell.scale,
+        "mask_seen": cell.rules.mask_seen, "exclude": _exclude(cell), "seed": cell.seed, "tier": cell.scale,
+        "run": _run_id(cell),
         **{f"config.{name}": value for name, value in cell.config.model_dump(mode="json").items()},
     }  # fmt: skip
 

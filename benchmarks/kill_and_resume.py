@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,24 +144,24 @@ def records_in(results: Path) -> dict[str, Path]:
     return {str(path.parent.relative_to(results)): path.parent for path in results.glob("*/*/*/run.json")}
 
 
-def differences(left: Path, right: Path) -> list[str]:
-    """What differs between two records that should be the same run."""
+def differences(left: Path, right: Path, keys: Sequence[str] = COMPARED) -> list[str]:
+    """What differs between two records that should be the same run: of ``keys``, ranks and rankings."""
     one, other = (json.loads((folder / "run.json").read_text()) for folder in (left, right))
-    found = [f"{key}: {one[key]} != {other[key]}" for key in COMPARED if one[key] != other[key]]
+    found = [f"{key}: {one[key]} != {other[key]}" for key in keys if one[key] != other[key]]
     for name in ("ranks.parquet", "rankings.parquet"):
         if not pd.read_parquet(left / name).equals(pd.read_parquet(right / name)):
             found.append(f"{name}: other content")
     return [f"{left.parent.parent.name}/{left.parent.name} seed {one['seed']}: {line[:200]}" for line in found]
 
 
-def compare(undisturbed: Path, killed: Path) -> tuple[int, list[str]]:
+def compare(undisturbed: Path, killed: Path, keys: Sequence[str] = COMPARED) -> tuple[int, list[str]]:
     """Number of cells compared, and one line for each difference."""
     ours, theirs = records_in(undisturbed), records_in(killed)
     found = [f"{name}: only in one of the two" for name in sorted(ours.keys() ^ theirs.keys())]
     found += [f"{path.relative_to(killed)}: a cell failed" for path in killed.glob("*/*/*.failed.json")]
     both = sorted(ours.keys() & theirs.keys())
     for name in both:
-        found += differences(ours[name], theirs[name])
+        found += differences(ours[name], theirs[name], keys)
     return len(both), found
 
 

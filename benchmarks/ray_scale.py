@@ -5,7 +5,8 @@
 ``ray.cluster_utils`` starts that many raylets on this machine, each with fake GPUs; a cell asks for one GPU and sleeps.
 Everything else is the engine's own: trials, desk, records excepted. Utilisation is (the seconds that cells ask to
 sleep) / (GPUs x wall time from the first cell's start to the last one's end, its start on a busy machine included);
-memory is the command's resident set over the run. A watcher is a Python process of about 130 MiB: 64 take 9 GiB.
+memory is the command's resident set over the run. Limits: all cells end, the GPUs are at work 90 % of the time; exit
+code 1 otherwise. A watcher is a Python process of about 130 MiB: 64 take 9 GiB.
 """
 
 import argparse
@@ -19,12 +20,15 @@ from typing import Any, cast
 
 import psutil
 import ray
+from limits import Limit, judged
 from ray.cluster_utils import Cluster
 
 from genrec_bench.benchmark.attempt import Attempt, Job, News, Options
 from genrec_bench.benchmark.ray_engine import QUIET, _Watch, open_desk, run_trials
 from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.methods.base import Resources
+
+UTILISATION = 90.0  # per cent
 
 
 class Asleep(Attempt):
@@ -102,10 +106,15 @@ def main() -> None:
     wall = max(end for _, end in count.spans.values()) - min(began for began, _ in count.spans.values())
     slots = options.nodes * options.gpus
     print(f"{len(count.spans)} of {options.cells} cells on {slots} GPUs of {options.nodes} nodes in {wall:.0f} s")
-    print(f"utilisation {slept / (slots * wall):.3f}")
     half = len(memory) // 2
     first, second = (max(size for _, size in part) / 2**20 for part in (memory[:half], memory[half:]))
     print(f"the command's memory: at most {first:.0f} MiB in the first half, {second:.0f} MiB in the second")
+    raise SystemExit(
+        judged(
+            Limit("cells that ended", len(count.spans), options.cells, at_least=True),
+            Limit("GPUs at work", 100 * slept / (slots * wall), UTILISATION, " %", at_least=True),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A language model behind an OpenAI-compatible endpoint, asked for one of the candidates: RSLLM's GPT-4 row (table 2).
 
     export GENREC_BENCH_API_URL=https://api.openai.com/v1 GENREC_BENCH_API_MODEL=gpt-4 GENREC_BENCH_API_KEY=...
-    genrec-bench run --method llm_api --dataset ml-100k --protocol cand20 --set llm_api.kind=movies
+    genrec-bench run suites/rsllm_gpt4.yaml
 
 One request a row, greedy; the question is RSLLM's text-only prompt in our own words. Answers are kept under
 $GENREC_BENCH_HOME/artefacts/answers, so a run that broke off asks only for the rest, and one with ``offline`` asks for

@@ -129,8 +129,28 @@ def load_plugin(path: str | Path) -> dict[str, str]:
 
 
 def configure(name: str, values: dict[str, object]) -> MethodConfig:
-    """The method's config from plain values; unknown keys and wrong types are one clear InputError."""
-    return checked(name, get(name).Config, values)
+    """The method's config from plain values; unknown keys and wrong types are one clear InputError.
+
+    So is ``sharding`` for a method that trains in one process, where it would do nothing.
+    """
+    method = get(name)
+    config = checked(name, method.Config, values)
+    if not method.parallel and (key := _sharding(config.model_dump(mode="json"))) is not None:
+        raise InputError(
+            f"{name}.{key}=true: {name} trains in one process, also under torchrun: nothing is there to share "
+            "(docs/multi_gpu.md)"
+        )
+    return config
+
+
+def _sharding(values: Mapping[str, object]) -> str | None:
+    """The key of the setting ``sharding`` where it is on, dots leading into groups."""
+    for key, value in values.items():
+        if key == "sharding" and value is True:
+            return key
+        if isinstance(value, dict) and (found := _sharding(value)) is not None:
+            return f"{key}.{found}"
+    return None
 
 
 def checked(name: str, config: type[MethodConfig], values: Mapping[str, object]) -> MethodConfig:

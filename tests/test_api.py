@@ -11,7 +11,8 @@ import test_report
 from conftest import ROOT
 from test_report import HOSTILE
 
-from genrec_bench.benchmark import leaderboard, run
+from genrec_bench.benchmark import engines, leaderboard, run, tune
+from genrec_bench.benchmark.runner import run_grid
 from genrec_bench.datasets.errors import InputError
 
 results = test_report.results
@@ -31,6 +32,14 @@ def test_leaderboard_is_a_pandas_table(results):
     assert set(leaderboard(results, "ml-100k")["protocol"]) == {"full", "cand20"}
     with pytest.raises(InputError, match="Did you mean: ml-100k"):
         leaderboard(results, "ml-100")
+
+
+def test_the_table_has_what_papers_print(results):
+    board = leaderboard(results).set_index(["dataset", "name"])
+    gold = board.loc["amazon2014-beauty", "gold"]
+    printed = [gold[f"recall@10 {part}"] for part in ("published", "paper", "verdict")]
+    assert printed == [0.0648, "EAGER-LLM, table 2", "higher"]
+    assert pd.isna(board.loc[("amazon2014-beauty", "silver"), "recall@10 verdict"])
 
 
 def test_notebooks_show_tables_whose_text_is_text(results):
@@ -53,6 +62,53 @@ def test_run_returns_the_standings_of_its_grid(stored, tmp_path):
     assert again["runs"].item() == board.query("label == 'popularity'")["runs"].item()
     with pytest.raises(InputError, match="Did you mean: popularity"):
         run(["populartiy"], [stored], results=plain)
+
+
+def test_a_search_and_the_rows_that_have_its_settings(stored, tmp_path):
+    pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+    plain = tmp_path / "results"
+    search = tune(["item_knn"], [stored], trials=2, settings={"item_knn": {"decay": 0.7}}, results=plain).iloc[0]
+    assert (search["method"], search["dataset"], search["trials"]) == ("item_knn", stored, 2)
+    assert search["best ndcg@10"] >= search["own ndcg@10"] > 0
+    assert set(search["settings"]) == {"neighbours", "shrink", "decay"}
+    assert (plain / "tuned.yaml").exists()
+    row = run(["item_knn"], [stored], settings={"item_knn": search["settings"]}, results=plain, jobs=1).iloc[0]
+    effort = [row[name] for name in ("search", "search_trials", "search_budget_trials", "search_seconds")]
+    assert effort == [search["search"], 2, 2, pytest.approx(search["seconds"], abs=0.1)]
+    with pytest.raises(InputError, match=r"^jobs is of engine ray"):
+        tune(["item_knn"], [stored], jobs=2, results=plain)
+
+
+@pytest.mark.parametrize("call", [run, tune])
+def test_an_engine_is_known_and_ray_alone_has_an_address(call, tmp_path):
+    with pytest.raises(InputError, match=r"Unknown engine 'rey'. Did you mean: ray"):
+        call(["popularity"], ["ml-100k"], engine="rey", results=tmp_path)
+    with pytest.raises(InputError, match=r"^address and resources are of engine ray"):
+        call(["popularity"], ["ml-100k"], address="here:6379", results=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_engine_ray_gets_what_it_is_asked_for(stored, tmp_path, monkeypatch):
+    """Ray itself is not started: a module in its engine's place runs the grid here."""
+    asked = {}
+
+    def run_on_ray(*arguments, **only_of_ray):
+        asked.update(only_of_ray)
+        return run_grid(*arguments)
+
+    stand_in = type(sys)("genrec_bench.benchmark.ray_engine")
+    stand_in.run_on_ray = run_on_ray
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(engines, "find_spec", lambda name: name == "ray")
+    given = {"address": "here:6379", "resources": {"popularity": {"cpus": 2}}}
+    board = run(["popularity"], [stored], results=tmp_path, jobs=1, engine="ray", **given)
+    assert asked == given
+    assert board["recall@10"].item() > 0
+    with pytest.raises(InputError, match=r"resources markov.…: that method is not part of this run"):
+        run(["popularity"], [stored], results=tmp_path, engine="ray", resources={"markov": {"cpus": 2}})
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^engine ray needs Ray: pip install"):
+        run(["popularity"], [stored], results=tmp_path, engine="ray")
 
 
 def test_the_package_is_light_and_modules_keep_their_names():

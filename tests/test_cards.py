@@ -73,3 +73,10 @@ def test_unknown_names() -> None:
         catalogue.card("ml-100")
     with pytest.raises(InputError, match="Did you mean: official"):
         catalogue.card("ml-100k").form("oficial")
+
+
+def test_the_card_of_lastfm_says_what_is_not_there() -> None:
+    """Its sequences have no times, and some of its artists no name."""
+    note = catalogue.card("lastfm").form("plain").note
+    assert "without timestamps" in note
+    assert "the other 86 have none" in note

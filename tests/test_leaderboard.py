@@ -19,7 +19,7 @@ from test_records import make_failure, make_record, make_users
 from genrec_bench.benchmark import leaderboard, metrics, published, records, standings, statistics
 from genrec_bench.datasets.errors import InputError
 
-BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 9, "items": 20, "interactions": 99}
+BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 22363, "items": 12101, "interactions": 198502}
 FULL = {"name": "full", "mask_seen": False, "parameters": {}, "hash": "aaaaaaaaaaaa"}
 CAND20 = {"name": "cand20", "mask_seen": False, "parameters": {}, "hash": "cccccccccccc"}
 
@@ -240,7 +240,7 @@ def test_another_language_model_than_the_papers_is_said_to_be_one(tmp_path, tier
 def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
     """Valid by construction: no printed ValidRatio is reproduced by them."""
     named = {"method": "tallrec", "published_as": "TALLRec", "protocol": CAND20}
-    named["dataset"] = {**BEAUTY, "name": "ml-100k"}
+    named["dataset"] = {**BEAUTY, "name": "ml-100k", "users": 943, "items": 1682, "interactions": 100_000}
     add(tmp_path, "likeliest", 0, [1, 2, 3, 1], config={"decode": "loglik", "normalise": False}, **named)
     add(tmp_path, "also, likely", 0, [1, 2, 3, 2], config={"decode": "loglik", "normalise": False}, **named)
     add(tmp_path, "written", 0, [1, 2, 0, 1], config={"decode": "free"}, **named)
@@ -252,6 +252,26 @@ def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
         "- also, likely; likeliest: the answer is the title of the highest likelihood, summed over its tokens" in told
     )
     assert "written: the answer" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "method", "exclude", "expected"),
+    [
+        ("lastfm", (1090, 3646, 52551), "GRU4Rec", "sequence", "other data"),  # S3-Rec's cut, not the papers'
+        ("lastfm", (1220, 4606, 73510), "GRU4Rec", "sequence", "consistent"),
+        ("steam", (281_428, 13_044, 3_485_022), "GRU4Rec", "sequence", "other data"),
+        ("ml-100k", (943, 1682, 100_000), "GRU4Rec", "sequence", "consistent"),
+        ("ml-100k", (943, 1682, 100_000), "GRU4Rec", "window", "different protocol"),
+        ("ml-100k", (943, 1682, 100_000), "LLaRA", "window", "consistent"),  # as its released code samples
+        ("ml-100k", (943, 1682, 100_000), "LLaRA", "sequence", "different protocol"),
+        ("ml-100k", (943, 1349, 99_287), "GRU4Rec", "sequence", "other data"),  # somebody's filter under the same name
+    ],
+)
+def test_only_the_papers_own_data_and_candidates_are_compared(tmp_path, name, counts, method, exclude, expected):
+    dataset = {"name": name, "sha256": "00ff", **dict(zip(("users", "items", "interactions"), counts, strict=True))}
+    add(tmp_path, "m", 0, [1, 2, 0, 1], published_as=method, dataset=dataset,
+        protocol={**CAND20, "parameters": {"exclude": exclude}})  # fmt: skip
+    assert rows(tmp_path)["m"]["published"]["hitratio@1"]["verdict"] == expected
 
 
 def test_candidate_ratio_is_correct_answers_over_valid_answers(tmp_path):

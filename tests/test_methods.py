@@ -196,6 +196,22 @@ def test_settings_out_of_range_are_refused(name, key, value):
         registry.configure(name, {key: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "key"),
+    [
+        ("rsllm", {"sharding": True}, "sharding"),
+        ("llara", {"sharding": True}, "sharding"),
+        ("tallrec", {"sharding": True}, "sharding"),
+        ("agrec", {"lm": {"method": "letter_lc_rec", "settings": {"sharding": True}}}, "lm.settings.sharding"),
+    ],
+)
+def test_sharding_is_of_methods_that_train_in_several_processes(name, values, key):
+    """Elsewhere rank 0 trains alone, and holds the whole model whatever is set."""
+    with pytest.raises(InputError, match=rf"^{name}\.{key}=true: {name} trains in one process"):
+        registry.configure(name, values)
+    assert registry.configure("lc_rec", {"sharding": True}).sharding
+
+
 @pytest.mark.parametrize("name", registry.BUILT_IN)
 def test_search_spaces_hold_valid_values(name):
     config = registry.get(name).Config

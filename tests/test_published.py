@@ -6,6 +6,7 @@ import pytest
 
 from genrec_bench.benchmark import metrics, published
 from genrec_bench.benchmark.statistics import Interval
+from genrec_bench.datasets import catalogue
 
 
 def test_every_row_has_our_names_and_is_no_duplicate():
@@ -94,4 +95,29 @@ def test_verdicts(mean, low, high, expected):
     measured = Interval(mean=mean, low=low, high=high)
     assert published.verdict(measured, 0.1, same_protocol=True) == expected
     assert published.verdict(measured, 0.1, same_protocol=True, same_model=False) == "other model"
-    assert published.verdict(measured, 0.1, same_protocol=False, same_model=False) == "different protocol"
+    assert published.verdict(measured, 0.1, same_protocol=True, same_model=False, same_data=False) == "other data"
+    assert published.verdict(measured, 0.1, same_protocol=False, same_data=False) == "different protocol"
+
+
+def test_every_paper_has_its_counts_on_the_data_sets_card():
+    """Without them nothing could be said of that paper's figures."""
+    for paper, dataset in {(row.paper, row.dataset) for row in published.rows()}:
+        told = [one for one in catalogue.card(dataset).published if paper in one.source]
+        assert len(told) == 1, (paper, dataset)
+        assert published.same_cut(paper, dataset, (told[0].users, told[0].items, told[0].interactions))
+
+
+@pytest.mark.parametrize(
+    ("paper", "dataset", "counts", "expected"),
+    [
+        ("AGRec", "amazon2018-instruments", (24_772, 9_922, 206_153), True),  # the paper counts a padding id
+        ("EAGER-LLM", "amazon2018-instruments", (24_772, 9_922, 206_153), True),  # it prints 24,733
+        ("EAGER-LLM", "amazon2014-beauty", (22_363, 12_101, 198_502), True),  # it prints 198,360
+        ("RSLLM", "lastfm", (1090, 3646, 52551), False),
+        ("RSLLM", "ml-100k", (943, 1682, 98_000), False),
+        ("RSLLM", "amazon2014-beauty", (22_363, 12_101, 198_502), False),  # it prints nothing of it
+        ("RSLLM", "mine", (943, 1682, 100_000), False),
+    ],
+)
+def test_the_same_name_is_not_the_same_data(paper, dataset, counts, expected):
+    assert published.same_cut(paper, dataset, counts) is expected

@@ -11,12 +11,12 @@ from scipy import stats
 from test_leaderboard import BEAUTY, CAND20, add, fail
 from test_records import make_record
 
-from genrec_bench.benchmark import figures, plots, report, standings, statistics, svg
+from genrec_bench.benchmark import figures, plots, report, standings, statistics, svg, tables
 from genrec_bench.benchmark.figures import CriticalDifference
 from genrec_bench.benchmark.statistics import Interval
 
 HOSTILE = "<script>alert(1)</script>"
-ML = {"name": "ml-100k", "sha256": "11ee", "users": 9, "items": 20, "interactions": 99}
+ML = {"name": "ml-100k", "sha256": "11ee", "users": 943, "items": 1682, "interactions": 100_000}
 ALPHA = {"alpha": {"0.0": 0.1, "0.5": 0.3, "1.0": 0.2}, "index": {"builder": "rqvae", "items": 20}}
 
 
@@ -88,6 +88,23 @@ def test_verdicts_marks_and_notes_are_on_the_page(results):
     assert "EAGER-LLM, table 2" in page
     assert '<span class="hidden"> tied with best</span>' in page
     assert page.count('<span class="hidden"> best</span>') >= 4
+
+
+def test_states_of_the_same_weights_stand_under_their_table(tmp_path):
+    """In the words of the other forms; a state's name comes from a method, so it is text."""
+    metrics_of = {"recall@10": {"mean": 0.375, "low": 0.0, "high": 1.0}}
+    variants = [{"name": f"adapter off {HOSTILE}", "metrics": metrics_of, "text": {"exact_match": 0.5}}]
+    add(tmp_path, "two_states", 0, [1, 0, 0, 0], variants=variants)
+    page = report.render(tmp_path)
+    assert tables.STATES in page
+    assert tables.STATES in standings.render(tmp_path, "md")
+    grid = re.search(r'<details class="slices states".*?</details>', page, re.S).group()
+    assert re.findall("<th scope=.col.>(.*?)</th>", grid) == [
+        "method", "state", "Recall@10", "NDCG@10", "title exact", "title F1",
+    ]  # fmt: skip
+    assert re.findall("<t[hd](?: scope=.row.)?>(.*?)</t[hd]>", grid) == [
+        "two_states", "adapter off &lt;script&gt;alert(1)&lt;/script&gt;", "0.3750", "", "0.5000", "",
+    ]  # fmt: skip
 
 
 def test_the_frontier_is_what_nothing_beats_at_less_cost(results):

@@ -10,14 +10,22 @@ from typing import Any
 
 import pytest
 import test_report
-from test_report import HOSTILE
+from test_leaderboard import add
+from test_report import HOSTILE, ML
 
 from genrec_bench.benchmark import report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")
-results = test_report.results
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path: apt-get install chromium")
+of_one_tier = test_report.results
+
+
+@pytest.fixture
+def results(of_one_tier: Path) -> Path:
+    """Those of the page's other tests, and a run of another tier."""
+    add(of_one_tier, "larger", 0, [1, 1, 1, 1], method="tiger", family="generative", dataset=ML, tier="base")
+    return of_one_tier
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +88,28 @@ def test_sorting_by_mouse_and_keyboard(opened):
 def test_filters(opened):
     page, filters = opened.page, opened.page.locator(".filters")
     said = filters.locator("output")
-    assert said.inner_text() == "3 of 3 tables, 6 of 6 rows"
+    assert said.inner_text() == "4 of 4 tables, 7 of 7 rows"
     filters.get_by_label("Data set").select_option("ml-100k")
-    assert said.inner_text() == "2 of 3 tables, 2 of 6 rows"
+    assert said.inner_text() == "3 of 4 tables, 3 of 7 rows"
     filters.get_by_label("Protocol").select_option("20 candidates")
     assert page.locator("section[data-t]:visible h2").all_inner_texts() == [
         "MovieLens-100K\n20 candidates · tier tiny · 4 users · 1 seed"
     ]
+    page.get_by_role("button", name="Show all").click()
+    filters.get_by_label("Tier").select_option("base")
+    assert page.locator("section[data-t]:visible h2").all_inner_texts() == [
+        "MovieLens-100K\nfull ranking · seen items kept · tier base · 4 users · 1 seed"
+    ]
+    assert said.inner_text() == "1 of 4 tables, 1 of 7 rows"
+    filters.get_by_label("Tier").select_option("tiny")
+    assert said.inner_text() == "3 of 4 tables, 6 of 7 rows"
     page.get_by_role("button", name="Show all").click()
     filters.get_by_label("generative").uncheck()
     assert opened.names() == ["silver", HOSTILE]
     filters.get_by_label("generative").check()
     filters.get_by_label("Method").fill("SILV")
     assert opened.names() == ["silver"]
-    assert said.inner_text() == "1 of 3 tables, 1 of 6 rows"
+    assert said.inner_text() == "1 of 4 tables, 1 of 7 rows"
 
 
 def test_provenance_is_one_click_away_and_one_key_back(opened):

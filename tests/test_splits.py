@@ -83,6 +83,13 @@ def test_by_sequence_tests_the_latest_and_skips_the_short():
     assert split.test.targets.tolist() == [rows[u][-1] for u in sorted(by_time[-2:])]
 
 
+def test_by_sequence_without_times_goes_by_user_number():
+    """As the cut of LastFM, which has the order within a sequence and no more."""
+    split = by_sequence(make_data(sequences(40), num_items=60))
+    assert split.test.histories.users.tolist() == [36, 37, 38, 39]
+    assert split.valid.histories.users.tolist() == [32, 33, 34, 35]
+
+
 def test_by_sequence_shows_the_last_ten_before_the_target():
     split = by_sequence(make_data(sequences(30, length=14), num_items=60))
     whole = dict(enumerate(sequences(30, length=14)))

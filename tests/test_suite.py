@@ -135,7 +135,7 @@ def test_eager_llms_suites_train_alike():
 def test_rsllms_suites_train_alike():
     """A method has the same values in each of them, and a run that they share one label."""
     suites = [read_suite(path) for path in sorted((ROOT / "suites").glob("rsllm_*.yaml"))]
-    assert len(suites) == 3
+    assert len(suites) == 4
     known: dict[tuple[str, str], dict[str, object]] = {}
     labels: dict[str, set[str]] = {}
     for suite in suites:
@@ -146,6 +146,24 @@ def test_rsllms_suites_train_alike():
             labels.setdefault(cell.method + cell.config.model_dump_json(), set()).add(cell.label)
     assert {"llm_zero_shot", "tallrec", "llara", "rsllm"} <= {method for _, method in known}
     assert all(len(names) == 1 for names in labels.values())
+
+
+def test_the_gpt_4_row_is_asked_as_the_others_of_its_table():
+    table, gpt4 = (read_suite(ROOT / "suites" / f"rsllm_{name}.yaml") for name in ("table2", "gpt4"))
+    assert (gpt4.protocols, gpt4.datasets, gpt4.scale) == (table.protocols, table.datasets, table.scale)
+    for dataset, values in table.tuned.items():
+        asked = gpt4.tuned[dataset]["llm_api"]
+        assert {key: value for key, value in asked.items() if key != "budget_requests"} == values["tallrec"]
+    (cell,) = cells(gpt4)
+    assert (cell.method, cell.seed) == ("llm_api", 0)
+
+
+def test_the_released_codes_rate_on_another_data_set_can_be_set():
+    """As the comments of RSLLM's suites say: the one that stands there is of MovieLens."""
+    suite = read_suite(ROOT / "suites" / "rsllm_table2.yaml").model_copy(update={"scale": "paper"})
+    other = parse_settings(["llara.learning_rate=0.0005"])
+    rates = [{one.config.learning_rate for one in cells(suite, to) if one.method == "llara"} for to in ({}, other)]
+    assert rates == [{0.0008}, {0.0005}]
 
 
 def test_a_row_may_have_seeds_of_its_own(tmp_path):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from genrec_bench.benchmark import records, trackers
-from genrec_bench.benchmark.runner import run_grid
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.runner import Grid, run_grid
 from genrec_bench.benchmark.suite import Cell, cells, make_suite
 from genrec_bench.benchmark.trackers import Tracked
 from genrec_bench.datasets.errors import InputError
@@ -74,11 +75,14 @@ def test_what_is_unknown_or_missing_is_said_before_anything_runs(tmp_path, monke
         trackers.progress(True, ["wandbd"], tmp_path)
     for name, module in (("mlflow", "mlflow.tracking"), ("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(InputError, match=f"pip install {name}"):
+        with pytest.raises(InputError, match=f"pip install '?{name}"):
             trackers.progress(True, [name], tmp_path)
     code, _, err = command("run", "--method=popularity", "--dataset=ml-100k", "--track=wandb")
     assert code == 2
-    assert "pip install wandb" in err
+    assert "pip install 'wandb>=0.19.10'" in err
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(__version__="0.19.9rc1"))
+    with pytest.raises(InputError, match=r"wandb needs 0\.19\.10 or later, not 0\.19\.9rc1"):
+        trackers.progress(True, ["wandb"], tmp_path)
 
 
 def tell(tracker: trackers.Tracker, cell: Cell, record: Any) -> None:
@@ -94,11 +98,49 @@ def test_tensorboard_files_hold_the_curve(stored, tmp_path):
     name, tracker = trackers._open("tensorboard", tmp_path)
     assert name == "tensorboard"
     tell(tracker, cell, record)
-    folder = tmp_path / ".trackers" / "tensorboard" / "tiny" / "full" / "sasrec-seed0"
+    (folder,) = (tmp_path / ".trackers" / "tensorboard" / "tiny" / "full" / "tiny").iterdir()
+    assert folder.name.startswith("sasrec-seed0-")
     read = events.EventAccumulator(str(folder))
     read.Reload()
     assert [(one.step, one.value) for one in read.Scalars("loss")] == [(3, 1.5)]
     assert read.Scalars("test/ndcg@10")[0].value == 0.125
+
+
+def test_no_two_runs_share_a_folder_of_tensorboard(stored):
+    """Tier, sampler and settings are parts of a run: a second one must not go on with the first one's curve."""
+
+    def of(method: Any = "sasrec", **suite: Any) -> str:
+        (cell,) = cells(make_suite({"methods": [method], "datasets": [stored], "protocols": ["cand20"], **suite}))
+        return trackers._slug(cell)
+
+    bce = {"method": "sasrec", "label": "sasrec", "config": {"loss": "bce"}}
+    found = [of(), of(scale="base"), of(exclude="window"), of(bce), of(seeds=[1])]
+    assert len(set(found)) == 5
+    assert len({folder.rpartition("-")[2] for folder in found}) == 5  # the run ids
+    assert found[2].startswith("tiny/cand20-window/tiny/sasrec-seed0-")
+    assert of() == found[0]
+
+
+def test_a_run_that_took_the_cells_place_gives_its_test_metrics(stored, tmp_path):
+    """Half the batch after running out of memory is another run id; the curve that was told belongs to it."""
+    whole, half = (
+        cells(make_suite({"methods": [{"method": "sasrec", "config": small}], "datasets": [stored]}))[0]
+        for small in (
+            {"epochs": 1, "dim": 8, "blocks": 1},
+            {"epochs": 1, "dim": 8, "blocks": 1, "batch_positions": 512},
+        )
+    )
+    (identity,) = run_grid([half], tmp_path, Progress(quiet=True), jobs=1).run_ids
+    told = Told()
+    progress = Tracked(True, [("told", told)], tmp_path)
+    progress.begin(whole)
+    reason = f"out of memory; run {identity} computes half the batch at a time"
+    Grid(tmp_path, progress, None, False, 1, False).close(whole, "0" * 16, "00ff", reason, identity)
+    (record,), _ = records.read_all(tmp_path)
+    assert told.news[-1] == ("end", "sasrec", record.metrics["ndcg@10"].mean, reason)
+    progress.begin(whole)
+    Grid(tmp_path, progress, None, False, 1, False).close(whole, "0" * 16, "00ff", "it crashed")
+    assert told.news[-1] == ("end", "sasrec", None, "it crashed")
 
 
 def test_mlflow_and_wandb_stay_on_this_machine_unless_asked(stored, tmp_path, monkeypatch):
@@ -145,7 +187,7 @@ def test_mlflow_and_wandb_stay_on_this_machine_unless_asked(stored, tmp_path, mo
         return Run()
 
     mlflow, wandb = ModuleType("mlflow.tracking"), ModuleType("wandb")
-    mlflow.MlflowClient, wandb.init = MlflowClient, init  # type: ignore[attr-defined]
+    mlflow.MlflowClient, wandb.init, wandb.__version__ = MlflowClient, init, "0.31.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
     monkeypatch.setitem(sys.modules, "mlflow.tracking", mlflow)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
