@@ -23,7 +23,7 @@ from torch import Tensor
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.datasets.splits import normalised_title
-from genrec_bench.methods.base import Choice, Context, Method, Rate, Resources, Scale
+from genrec_bench.methods.base import Choice, Context, Method, ModelName, Rate, Resources, Scale
 from genrec_bench.methods.candidates import inference
 from genrec_bench.methods.candidates.inputs import ItemInputs, PromptedModel
 from genrec_bench.methods.candidates.parsing import RULES
@@ -50,7 +50,7 @@ Decode = Literal["free", "trie", "loglik"]
 class AnsweringConfig(CandidatesConfig):
     """What is asked and how it is answered; lengths in tokens. Sizes are those of tier tiny."""
 
-    backbone: str | None = None  # None: the tier's; else a hub id or folder of a causal language model
+    backbone: ModelName = None  # None: the tier's; else a hub id or folder of a causal language model
     chat: bool = False  # the question in the model's own chat template
     decode: Decode = "free"  # written freely, among the titles, or the likeliest title
     normalise: bool = True  # loglik: divided by the title's tokens
