@@ -333,7 +333,7 @@ def _row(
         same_protocol = not run.protocol.mask_seen and answers_by(run) is None
         beside = None if target is None else Published(
             target.value, target.paper, target.table,
-            published.verdict(interval, target.value, same_protocol, not _smaller_model(run)),
+            published.verdict(interval, target.value, same_protocol, not _other_model(run)),
         )  # fmt: skip
         cells[name] = Cell(
             interval.mean, interval.low, interval.high, _deviation(seeds),
@@ -401,12 +401,17 @@ def answers_by(run: Record) -> str | None:
     return "one that it writes greedily among the candidates' titles" if decode == "trie" else None
 
 
-def _smaller_model(run: Record) -> bool:
-    """Whether its language model is the one of a tier below paper, which has the papers', and none that was named."""
+def _other_model(run: Record) -> bool:
+    """Whether the papers' figure is of a larger model, or of one more of which was trained.
+
+    Tier paper has the papers' language models, the others' are smaller unless a run names one. Who reads items' texts
+    from a ``source`` keeps the vectors, where MoRec trains their encoder.
+    """
     lm = run.config.get("lm")  # AGRec's, and what it is given
     settings = lm.get("settings") if isinstance(lm, dict) else run.config
     named = isinstance(settings, dict) and settings.get("backbone") is not None
-    return run.tier != "paper" and not named and (isinstance(lm, dict) or "backbone" in run.config)
+    smaller = run.tier != "paper" and not named and (isinstance(lm, dict) or "backbone" in run.config)
+    return smaller or "source" in run.config
 
 
 def _notes(one: Group, rows: Sequence[Row], keys: Sequence[Key]) -> list[str]:

@@ -38,7 +38,8 @@ scratch, base has SmolLM2-135M, paper the papers' own. Values are means over use
 intervals; bold is the best, \\* tied with it (paired tests, Holm's correction).
 
 Behind a paper's figure: reproduced (within 5%), consistent (only inside our interval), close (within 15%), higher or
-lower (ours is), other model (ours is smaller), different protocol: [docs/report.md](../docs/report.md)."""
+lower (ours is), other model (ours is smaller, or less of it is trained), different protocol:
+[docs/report.md](../docs/report.md)."""
 STATE_TEXT = {"exact_match": "title exact", "token_f1": "title F1"}
 SPELLING = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hitratio": "HitRatio", "validratio": "ValidRatio"}
 

@@ -7,7 +7,8 @@ by SASRec, and scores are inner products with the same item vectors. No item has
 touched in training is as good as its title, and those with equal titles differ by rounding alone.
 
 Deviation: the encoder is frozen, its vectors are kept (`genrec_bench.methods.encoders.text`), centred, and pooled as
-the source says; the paper tunes BERT end to end and takes the state of its [CLS] token.
+the source says; the paper tunes BERT end to end and takes the state of its [CLS] token. So printed figures are of
+another model, whatever the source, and our tables say that beside them.
 Deviation: full softmax by default; the paper has binary cross-entropy (``loss=bce``), its repository later a softmax
 over the batch's items, corrected for popularity. Kept texts make vectors of all items cheap: one product a step.
 """
