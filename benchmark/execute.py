@@ -52,6 +52,7 @@ def run_id(cell: Cell, dataset_sha256: str) -> str:
         "config": cell.config.identity(),
         "seed": cell.seed,
         "tier": cell.scale,
+        **({"contents": dict(cell.contents)} if cell.contents else {}),
     }
     return canonical_hash(identity)[:16]
 

@@ -357,7 +357,7 @@ def _beside(run: Record, measured: Interval, target: published.Target) -> Publis
         same_protocol &= _exclude(run.protocol) == published.SAMPLERS[target.paper]
     data = run.dataset
     same_data = published.same_cut(target.paper, data.name, (data.users, data.items, data.interactions))
-    verdict = published.verdict(measured, target.value, same_protocol, not _smaller_model(run), same_data)
+    verdict = published.verdict(measured, target.value, same_protocol, not _other_model(run), same_data)
     return Published(target.value, target.paper, target.table, verdict)
 
 
@@ -412,12 +412,17 @@ def answers_by(run: Record) -> str | None:
     return "one that it writes greedily among the candidates' titles" if decode == "trie" else None
 
 
-def _smaller_model(run: Record) -> bool:
-    """Whether its language model is the one of a tier below paper, which has the papers', and none that was named."""
+def _other_model(run: Record) -> bool:
+    """Whether the papers' figure is of a larger model, or of one more of which was trained.
+
+    Tier paper has the papers' language models, the others' are smaller unless a run names one. Who reads items' texts
+    from a ``source`` keeps the vectors, where MoRec trains their encoder.
+    """
     lm = run.config.get("lm")  # AGRec's, and what it is given
     settings = lm.get("settings") if isinstance(lm, dict) else run.config
     named = isinstance(settings, dict) and settings.get("backbone") is not None
-    return run.tier != "paper" and not named and (isinstance(lm, dict) or "backbone" in run.config)
+    smaller = run.tier != "paper" and not named and (isinstance(lm, dict) or "backbone" in run.config)
+    return smaller or "source" in run.config
 
 
 def _notes(one: Group, rows: Sequence[Row], keys: Sequence[Key]) -> list[str]:

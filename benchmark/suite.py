@@ -9,6 +9,7 @@ tiers: {base: {lc_rec: {lora: {r: 16}}}}       # what another tier's language mo
 keep_models: true                              # for `genrec-bench recommend`
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,12 @@ class Cell:
     scale: Scale
     plugin: str | None = None  # file that registers the method
     plugin_sha256: str | None = None
+    # `MethodConfig.contents` when the command began; they travel with the cell to machines that may lack the files
+    contents: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.contents is None:
+            object.__setattr__(self, "contents", self.config.contents())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A plugin's config class exists only where the plugin has been loaded: travel as plain values.
@@ -108,7 +115,23 @@ def _restore(values: dict[str, Any]) -> Cell:
         loaded = registry.load_plugin(values["plugin"])
         if loaded.get(values["method"]) != values["plugin_sha256"]:
             raise InputError(f"Plugin {values['plugin']} was changed while the grid ran: run the same command again")
-    return Cell(**{**values, "config": registry.configure(values["method"], values["config"])})
+    config = registry.configure(values["method"], values["config"])
+    here = config.contents()
+    for field, content in values["contents"].items():  # one that is missing is for the method to say
+        if here.get(field, content) != content:
+            raise InputError(
+                f"{values['method']}.{field}: {value_at(values['config'], field)} is not what it was when the command "
+                f"began, or another one on {platform.node()}: make them alike, then run the same command again"
+            )
+    return Cell(**{**values, "config": config})
+
+
+def value_at(config: dict[str, Any], field: str) -> Any:
+    """A setting of plain values; dots lead into groups."""
+    value: Any = config
+    for key in field.split("."):
+        value = value[key]
+    return value
 
 
 def smaller(cell: Cell) -> Cell | None:

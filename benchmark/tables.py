@@ -38,7 +38,7 @@ scratch, base has SmolLM2-135M, paper the papers' own. Values are means over use
 intervals; bold is the best, \\* tied with it (paired tests, Holm's correction).
 
 Behind a paper's figure: reproduced (within 5%), consistent (only inside our interval), close (within 15%), higher or
-lower (ours is), other model (ours is smaller), other data (another cut), different protocol:
+lower (ours is), other model (ours is smaller, or less of it is trained), other data (another cut), different protocol:
 [docs/report.md](../docs/report.md)."""
 STATES = "The same weights in other states"
 STATE_TEXT = {"exact_match": "title exact", "token_f1": "title F1"}

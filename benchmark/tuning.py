@@ -29,7 +29,7 @@ from genrec_bench.benchmark.process import CellProcess
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import curve_of, fallen_behind, why
 from genrec_bench.benchmark.runner import lock_of, stop_signals
-from genrec_bench.benchmark.suite import Cell, Suite, cells, merged, refuse_unused
+from genrec_bench.benchmark.suite import Cell, Suite, cells, merged, refuse_unused, value_at
 from genrec_bench.benchmark.tuning_records import Trial, Tuning, read
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -106,7 +106,7 @@ class Study:
     @property
     def defaults(self) -> Values:
         """The settings of the first trial."""
-        return {key: _value_at(self.cell, key) for key in self.space}
+        return {key: value_at(self.cell.config.model_dump(mode="json"), key) for key in self.space}
 
     @property
     def best(self) -> Trial | None:
@@ -410,7 +410,7 @@ def _space(cell: Cell, fixed: Values) -> dict[str, list[Any] | tuple[float, floa
         if _is_fixed(key, fixed):
             continue
         try:
-            own = _value_at(cell, key)
+            own = value_at(cell.config.model_dump(mode="json"), key)
         except (KeyError, TypeError):  # a part that is left out, or has no such setting
             continue
         if isinstance(values, tuple):
@@ -436,13 +436,6 @@ def _is_fixed(key: str, fixed: Values) -> bool:
     return True
 
 
-def _value_at(cell: Cell, key: str) -> Any:
-    value: Any = cell.config.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def nested(values: Values) -> Values:
     """``{"lm.settings.dropout": 0.1}`` -> ``{"lm": {"settings": {"dropout": 0.1}}}``"""
     found: Values = {}
@@ -455,5 +448,6 @@ def nested(values: Values) -> Values:
 
 def with_values(cell: Cell, values: Values) -> Cell:
     """A cell with some settings changed."""
-    config = merged(cell.config.model_dump(mode="json"), nested(values))
-    return replace(cell, config=registry.configure(cell.method, config))
+    config = registry.configure(cell.method, merged(cell.config.model_dump(mode="json"), nested(values)))
+    kept = {field: content for field, content in (cell.contents or {}).items() if field not in values}
+    return replace(cell, config=config, contents=config.contents() | kept)

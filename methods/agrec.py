@@ -30,7 +30,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, mode
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import registry
-from genrec_bench.methods.base import Context, Method, MethodConfig, Ranking, Resources, Scale
+from genrec_bench.methods.base import Content, Context, Method, MethodConfig, Ranking, Resources, Scale
+from genrec_bench.methods.checksums import file_content
 from genrec_bench.methods.decoding.beam import Hook
 from genrec_bench.methods.decoding.fsm import Aggregation, Logits, Probabilities, RankableFSM
 from genrec_bench.methods.generative import Generative
@@ -40,12 +41,26 @@ from genrec_bench.methods.trained import trained
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(10))  # those tried on validation
 
 
+def _key_of(saved: Path) -> str | None:
+    return file_content(saved / "key.json")  # all that decides the weights beside it
+
+
 class _Part(MethodConfig):
     """A method of the registry that AGRec is made of."""
 
     settings: dict[str, Any] = Field(default_factory=dict)  # of its config; in a record, all of them
-    saved: Path | None = None  # a folder of $GENREC_BENCH_HOME/artefacts/trained to read instead of training
+    # a folder of $GENREC_BENCH_HOME/artefacts/trained to read instead of training
+    saved: Annotated[Path | None, Content(_key_of)] = None
     version: NonNegativeInt = 0  # the method's own, filled in: part of the run id
+
+    @property
+    def name(self) -> str:
+        """Of the part's method."""
+        raise NotImplementedError
+
+    def contents(self) -> dict[str, str]:
+        inner = registry.configure(self.name, self.settings).contents()
+        return super().contents() | {f"settings.{key}": content for key, content in inner.items()}
 
 
 def _completed(values: Any, name: str, kind: type[Any], role: str) -> Any:
@@ -63,6 +78,10 @@ class LanguageModel(_Part):
 
     method: str = "letter_lc_rec"  # of the registry
 
+    @property
+    def name(self) -> str:
+        return self.method
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
@@ -74,6 +93,10 @@ class Graph(_Part):
 
     encoder: str = "lightgcn"  # of the registry: whatever scores items
     mask_seen: bool = True  # suggest no item of the history, whatever the protocol allows
+
+    @property
+    def name(self) -> str:
+        return self.encoder
 
     @model_validator(mode="before")
     @classmethod

@@ -16,11 +16,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.checkpoint import Checkpoint
+from genrec_bench.methods.checksums import file_content
+from genrec_bench.methods.language.sources import folder_content
 
 Scale = Literal["tiny", "base", "paper"]
 
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # a share, such as a dropout probability
+
+
+@dataclass(frozen=True)
+class Content:
+    """Marks a config's field that may name a file or folder; ``of`` hashes what is in it, None where it names none."""
+
+    of: Callable[[Any], str | None]
+
+
+FileName = Annotated[str | None, Content(file_content)]
+ModelName = Annotated[str | None, Content(folder_content)]  # a folder, or a tier, a hub id
 
 
 class MethodConfig(BaseModel):
@@ -50,6 +63,28 @@ class MethodConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The plain values that determine a result."""
         return self.model_dump(mode="json", exclude=set(self.incidental))
+
+    def contents(self) -> dict[str, str]:
+        """Field -> hash of what is in the file or folder that it names; dots lead into groups.
+
+        It determines a result as `identity` does, and is apart from it because only a machine that holds the files can
+        tell. What is not there is left out, and `fit` says so. An index file is not in here: see ``index.sha256``.
+        """
+        return contents_of(self)
+
+
+def contents_of(config: BaseModel) -> dict[str, str]:
+    """`MethodConfig.contents` of all fields that are marked, in groups too."""
+    found: dict[str, str] = {}
+    for name, field_info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            inner = value.contents() if isinstance(value, MethodConfig) else contents_of(value)
+            found |= {f"{name}.{key}": content for key, content in inner.items()}
+        for mark in field_info.metadata:
+            if isinstance(mark, Content) and value is not None and (content := mark.of(value)) is not None:
+                found[name] = content
+    return found
 
 
 @dataclass(frozen=True)

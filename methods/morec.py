@@ -7,13 +7,14 @@ by SASRec, and scores are inner products with the same item vectors. No item has
 touched in training is as good as its title, and those with equal titles differ by rounding alone.
 
 Deviation: the encoder is frozen, its vectors are kept (`genrec_bench.methods.encoders.text`), centred, and pooled as
-the source says; the paper tunes BERT end to end and takes the state of its [CLS] token.
+the source says; the paper tunes BERT end to end and takes the state of its [CLS] token. So printed figures are of
+another model, whatever the source, and our tables say that beside them.
 Deviation: full softmax by default; the paper has binary cross-entropy (``loss=bce``), its repository later a softmax
 over the batch's items, corrected for popularity. Kept texts make vectors of all items cheap: one product a step.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import TrainView
-from genrec_bench.methods.base import Context, Rate
+from genrec_bench.methods.base import Content, Context, Rate
 from genrec_bench.methods.encoders import text
+from genrec_bench.methods.language.sources import folder_content
 from genrec_bench.methods.next_item import load_weights
 from genrec_bench.methods.sasrec import SASRec, SASRecConfig, SASRecModel
 
@@ -36,7 +38,7 @@ class MoRecConfig(SASRecConfig):
     learning_rate: PositiveFloat = 3e-3
     # minilm, tfidf_svd, backbone, hub id or folder. Validation of MovieLens-100K: NDCG@10 is .028 after 28 epochs
     # on the words of titles (tfidf_svd, more dropout, a third of the rate), .048 after 7 on minilm's vectors
-    source: str = "minilm"
+    source: Annotated[str, Content(folder_content)] = "minilm"
     text: Literal["title", "all"] = "title"  # of an item; all: title, categories and description
 
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {

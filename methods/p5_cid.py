@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context
+from genrec_bench.methods.base import Context, ModelName
 from genrec_bench.methods.indexing.config import IndexConfig
 from genrec_bench.methods.language.backbone import load_backbone
 from genrec_bench.methods.language.codes import ItemTokens
@@ -36,7 +36,7 @@ class P5CIDConfig(TigerConfig):
 
     index: IndexConfig = Field(default_factory=lambda: IndexConfig(builder="collaborative"))
     user_buckets: NonNegativeInt = 2000  # of tier tiny
-    backbone: str | None = None  # None: from scratch at tier tiny, T5-small at the others; else a hub id or folder
+    backbone: ModelName = None  # None: from scratch at tier tiny, T5-small at the others; else a hub id or folder
 
 
 class P5CID(Tiger):

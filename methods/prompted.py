@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from genrec_bench.datasets.interactions import Histories, TrainView
-from genrec_bench.methods.base import Context
+from genrec_bench.methods.base import Context, ModelName
 from genrec_bench.methods.generative import Generative, GenerativeConfig
 from genrec_bench.methods.language.adapters import LoraSettings, adapt, load_adapter, save_adapter
 from genrec_bench.methods.language.backbone import load_backbone
@@ -30,7 +30,7 @@ BACKBONES = {"tiny": "tiny", "base": "base", "paper": "huggyllama/llama-7b"}
 class PromptedConfig(GenerativeConfig):
     """Sizes are those of tier tiny; the other tiers' models have their own."""
 
-    backbone: str | None = None  # None: the tier's; else a hub id or folder of a causal language model
+    backbone: ModelName = None  # None: the tier's; else a hub id or folder of a causal language model
     examples: Literal["sequence", "prefix"] = "sequence"  # all targets of a sequence in one example, or one each
     lora: LoraSettings | None = None  # None: all weights are trained
     layers: PositiveInt = 4  # of tier tiny

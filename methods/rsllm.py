@@ -50,7 +50,12 @@ class ContrastSettings(MethodConfig):
     gamma: Weight = 0.3  # weight of L_I
     beta: Weight = 0.4  # weight of L_U
     temperature: PositiveFloat = 0.5  # that cosines are divided by
-    pool: PositiveInt = 32  # rows that are each other's negatives; at most a step's
+    pool: PositiveInt = 32  # rows that are each other's negatives; a smaller batch's where it is left at this
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of L_I and L_U; 0: switched off."""
+        return self.gamma * self.item, self.beta * self.user
 
 
 class Stage1Settings(MethodConfig):
@@ -77,6 +82,16 @@ class RSLLMConfig(EncoderConfig):
         for stage in self.stages:
             if not (style := style_of(self, stage)).named and style.identity == "none":
                 raise ValueError(f"nothing is left of an item in stage {stage}: keep its title or its identity")
+        return self
+
+    @model_validator(mode="after")
+    def _a_pool_is_part_of_a_step(self) -> Self:
+        pool = self.contrast.pool  # the default is written out in a stored config, so a given one looks the same
+        if pool > self.batch and pool != ContrastSettings().pool:
+            raise ValueError(
+                f"contrast.pool={pool} rows are each other's negatives, and a step has batch={self.batch}: set "
+                f"contrast.pool to {self.batch} at most, or batch to {pool}"
+            )
         return self
 
 
@@ -130,12 +145,13 @@ class RSLLM(CandidateLanguageModel):
     def loss(self) -> AnswerLoss:
         """L_N + gamma L_I + beta L_U, as far as they are switched on."""
         contrast = self.config.contrast
+        gamma, beta = contrast.weights
         return AnswerLoss(
             self.model,
             pool=contrast.pool,
             positions=self.config.batch_tokens,
-            gamma=contrast.gamma * contrast.item,
-            beta=contrast.beta * contrast.user,
+            gamma=gamma,
+            beta=beta,
             temperature=contrast.temperature,
         )
 
@@ -151,9 +167,10 @@ class RSLLM(CandidateLanguageModel):
 
     def published_variant(self) -> str | None:
         """The row of table 2 with this encoder, or of table 4 where one switch is off."""
-        config, item, contrast = self.config, self.config.item, self.config.contrast
+        config, item = self.config, self.config.item
+        of_items, of_users = (weight > 0 for weight in config.contrast.weights)
         one = {(True, False): "contrastive=I-I only", (False, True): "contrastive=U-T only"}
-        aligned = one.get((contrast.item, contrast.user), "w/o contrastive alignment")
+        aligned = one.get((of_items, of_users), "w/o contrastive alignment")
         stages = {(1,): "stage 1 only", (2,): "stage 2 only"}
         off = [
             name
@@ -162,7 +179,7 @@ class RSLLM(CandidateLanguageModel):
                 "w/o item ID representation": not item.item_id,
                 "w/o IID tokens": not item.iid_tokens,
                 "w/o pre-loaded item embeddings": not item.preloaded,
-                aligned: not (contrast.item and contrast.user),
+                aligned: not (of_items and of_users),
                 stages.get(config.stages, ""): config.stages != (1, 2),
                 "not printed": item.name == "number" or config.stage1.prompt != "text_id",
             }.items()

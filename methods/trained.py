@@ -70,6 +70,7 @@ def identity(name: str, config: MethodConfig, train: TrainView, context: Context
         "tier": context.scale,
         "selection": context.selection,
         "data": data_sha256(train),
+        **({"contents": contents} if (contents := config.contents()) else {}),
     }
 
 
@@ -90,12 +91,11 @@ def _checked(saved: Path, key: dict[str, Any]) -> Path:
         raise InputError(
             f"{saved}: no trained method there, which has a key.json beside its weights ({error})"
         ) from None
-    for part in ("method", "data", "config", "version"):
-        if found.get(part) != key[part]:
+    for part in ("method", "data", "config", "version", "contents"):
+        if found.get(part) != key.get(part):
             what = "on other data" if part == "data" else f"with another {part}"
-            raise InputError(
-                f"{saved} was trained {what}: its {part} is {_short(found.get(part))}, asked for is {_short(key[part])}"
-            )
+            theirs, asked = _short(found.get(part)), _short(key.get(part))
+            raise InputError(f"{saved} was trained {what}: its {part} is {theirs}, asked for is {asked}")
     return saved
 
 

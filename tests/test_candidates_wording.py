@@ -139,6 +139,12 @@ def test_answers_are_escaped_as_the_titles_were():
         ("one two three four", 3, words, "one two…"),
         ("cafe\u0301s noirs", 5, len, "caf…"),  # the accent would have been lost
         ("ab👩\u200d🚀cd", 5, len, "ab…"),
+        ("ab👍\U0001f3fdcd", 4, len, "ab…"),  # a thumb with its skin tone
+        ("ab👍\U0001f3fdcd", 5, len, "ab👍\U0001f3fd…"),
+        ("a🇫🇷🇩🇪b", 3, len, "a…"),  # two flags of two letters each
+        ("a🇫🇷🇩🇪b", 4, len, "a🇫🇷…"),
+        ("a🇫🇷🇩🇪b", 5, len, "a🇫🇷…"),
+        ("a🇫🇷🇩🇪bc", 6, len, "a🇫🇷🇩🇪…"),
         ("abc", 1, len, "…"),
     ],
 )
@@ -171,3 +177,5 @@ def test_candidates_that_are_cut_or_escaped_to_the_same_letters_keep_names_of_th
     assert question.titles == ["(rec) (2)", "A Very Long…", "A Very Long… (2)", "(Rec)", "(Rec) (3)"]
     for column, title in enumerate(question.titles):
         assert question.picked(title, "longest") == column
+    # by the released rule a title that holds another one is never the answer
+    assert [question.picked(title, "official") for title in question.titles] == [-1, 1, -1, 3, -1]

@@ -227,10 +227,11 @@ def test_seen_items_removed_is_another_protocol_than_the_papers(tmp_path):
         ("tiny", {"lm": {"method": "letter_lc_rec", "settings": {}}}, "other model"),
         ("tiny", {"lm": {"method": "letter_lc_rec", "settings": {"backbone": "llama"}}}, "higher"),
         ("tiny", {"lm": None}, "higher"),
+        ("paper", {"source": "minilm"}, "other model"),  # MoRec's encoder is trained
     ],
 )
-def test_another_language_model_than_the_papers_is_said_to_be_one(tmp_path, tier, config, expected):
-    """Only tier paper has theirs, unless a run names one."""
+def test_another_model_than_the_papers_is_said_to_be_one(tmp_path, tier, config, expected):
+    """Only tier paper has their language models, unless a run names one."""
     add(tmp_path, "eager", 0, [1, 1, 1, 0], published_as="EAGER-LLM", tier=tier, config=config)
     assert rows(tmp_path)["eager"]["published"]["recall@10"] == {
         "value": 0.083, "paper": "EAGER-LLM", "table": "2", "verdict": expected,

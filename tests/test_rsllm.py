@@ -207,6 +207,11 @@ TITLE, TEXT_ID, VECTOR = Style(), Style(marker=True, identity="token"), Style(ma
         ({"contrast": {"item": False}}, (TEXT_ID, VECTOR), "contrastive=U-T only"),
         ({"contrast": {"user": False}}, (TEXT_ID, VECTOR), "contrastive=I-I only"),
         ({"contrast": {"user": False, "item": False}}, (TEXT_ID, VECTOR), "w/o contrastive alignment"),
+        ({"contrast": {"gamma": 0.0}}, (TEXT_ID, VECTOR), "contrastive=U-T only"),
+        ({"contrast": {"beta": 0.0}}, (TEXT_ID, VECTOR), "contrastive=I-I only"),
+        ({"contrast": {"beta": 0.0, "gamma": 0.0}}, (TEXT_ID, VECTOR), "w/o contrastive alignment"),
+        ({"contrast": {"beta": 0.0, "item": False}}, (TEXT_ID, VECTOR), "w/o contrastive alignment"),
+        ({"contrast": {"beta": 0.07, "gamma": 0.05}}, (TEXT_ID, VECTOR), "encoder=SASRec"),
         ({"stages": [1]}, (TEXT_ID,), "stage 1 only"),
         ({"stages": [2]}, (VECTOR,), "stage 2 only"),
         ({"stages": [2], "encoder": "caser"}, (VECTOR,), "not printed"),
@@ -221,6 +226,14 @@ def test_switches(config, styles, printed):
     assert tuple(method.styles()) == styles
     assert method.style == styles[-1]
     assert method.published_variant() == printed
+
+
+def test_a_pool_is_no_larger_than_a_step():
+    for batch, contrast in ((32, {"pool": 32}), (256, {"pool": 256}), (16, {"pool": 4}), (16, {})):
+        config = RSLLMConfig(batch=batch, contrast=contrast)
+        assert registry.configure("rsllm", config.model_dump(mode="json")) == config  # as a worker makes it again
+    with pytest.raises(InputError, match=r"contrast\.pool=64 rows .* batch=32: set contrast\.pool to 32 at most"):
+        registry.configure("rsllm", {"contrast": {"pool": 64}})
 
 
 def test_the_names_of_the_printed_rows():

@@ -19,12 +19,12 @@ from genrec_bench.methods.decoding.tokens import FULL_LOGITS, Prompt
 
 
 class Stops:
-    """Which tokens end an answer: the model's own end, and a line break after something was written."""
+    """Which tokens end an answer: the model's own ``ends``, and a line break after something was written."""
 
-    def __init__(self, tokenizer: Any, device: torch.device | str):
+    def __init__(self, tokenizer: Any, device: torch.device | str, ends: Sequence[int]):
         size = len(tokenizer)
         texts = tokenizer.batch_decode([[token] for token in range(size)], clean_up_tokenization_spaces=False)
-        self.end = tokenizer.eos_token_id
+        self.ends = torch.tensor(ends, device=device)
         self.solid = torch.tensor([bool(text.strip()) for text in texts], device=device)
         self.breaks = torch.tensor(["\n" in text for text in texts], device=device)
         self.breaks_alone = torch.tensor(["\n" in text.lstrip() for text in texts], device=device)
@@ -32,7 +32,7 @@ class Stops:
     def after(self, token: Tensor, begun: Tensor) -> tuple[Tensor, Tensor]:
         """Whether ``token`` (B,) ends its row, and whether the row has a visible letter now; ``begun`` (B,) before."""
         known = token.clamp(max=len(self.solid) - 1)  # a model may have rows that no token uses
-        done = (token == self.end) | (self.breaks[known] & begun) | self.breaks_alone[known]
+        done = torch.isin(token, self.ends) | (self.breaks[known] & begun) | self.breaks_alone[known]
         return done, begun | self.solid[known]
 
 

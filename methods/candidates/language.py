@@ -23,7 +23,7 @@ from torch import Tensor
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.datasets.splits import normalised_title
-from genrec_bench.methods.base import Choice, Context, Method, Rate, Resources, Scale
+from genrec_bench.methods.base import Choice, Context, Method, ModelName, Rate, Resources, Scale
 from genrec_bench.methods.candidates import inference
 from genrec_bench.methods.candidates.inputs import ItemInputs, PromptedModel
 from genrec_bench.methods.candidates.parsing import RULES
@@ -50,7 +50,7 @@ Decode = Literal["free", "trie", "loglik"]
 class AnsweringConfig(CandidatesConfig):
     """What is asked and how it is answered; lengths in tokens. Sizes are those of tier tiny."""
 
-    backbone: str | None = None  # None: the tier's; else a hub id or folder of a causal language model
+    backbone: ModelName = None  # None: the tier's; else a hub id or folder of a causal language model
     chat: bool = False  # the question in the model's own chat template
     decode: Decode = "free"  # written freely, among the titles, or the likeliest title
     normalise: bool = True  # loglik: divided by the title's tokens
@@ -212,7 +212,9 @@ class CandidateLanguageModel(Method):
         self.backbone = load_backbone(name, kind="causal", device=context.device, seed=context.seed, **sizes)
         context.log(stage="backbone", **self.backbone.identity)
         tokenizer = self.backbone.tokenizer
-        self.writer = PromptWriter(tokenizer, items, config, self._marker_size(tokenizer, len(items)), config.chat)
+        self.writer = PromptWriter(
+            tokenizer, items, config, self._marker_size(tokenizer, len(items)), config.chat, self.backbone.ends
+        )
         self._check_room()
         identities = {style.identity for style in self.styles()}
         inputs = ItemInputs(
@@ -225,7 +227,7 @@ class CandidateLanguageModel(Method):
         if self.tuned:
             adapt(self.backbone, config.lora if self.adapted else None, (), config.gradient_checkpointing)
         self.model = PromptedModel(self.backbone.model, inputs.to(context.device)).eval()
-        self.stops = inference.Stops(tokenizer, context.device)
+        self.stops = inference.Stops(tokenizer, context.device, self.writer.ends)
         self.log = context.log
 
     def learns_table(self) -> bool:
@@ -293,7 +295,8 @@ class CandidateLanguageModel(Method):
         )
         tokenizer = self.backbone.tokenizer
         for key, answer in zip(missing, answers, strict=True):
-            known[key] = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = [token for token in answer if token not in self.writer.ends]
+            known[key] = tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         asked = list(zip(questions, keys, strict=True))
         picked = [question.picked(known[key], config.match) for question, key in asked]
         if self.known is not None and missing:
@@ -337,9 +340,9 @@ class CandidateLanguageModel(Method):
     def _check_room(self) -> None:
         config = self.config
         positions = getattr(self.backbone.model.config, "max_position_embeddings", None)
-        needed = config.max_prompt + max(config.max_answer, config.max_title + 1)
+        needed = self.writer.around + config.max_prompt + max(config.max_answer, config.max_title + 1)
         if positions is not None and needed > positions:
             raise InputError(
-                f"max_prompt={config.max_prompt} and an answer make up to {needed} tokens, and the model "
-                f"reads {positions}: lower max_prompt or max_answer"
+                f"max_prompt={config.max_prompt}, {self.writer.around} tokens around it and an answer make up to "
+                f"{needed} tokens, and the model reads {positions}: lower max_prompt or max_answer"
             )

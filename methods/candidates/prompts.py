@@ -7,6 +7,7 @@ line by line, which gives a title the same tokens in the history, among the cand
 Source: RSLLM (section 4.1): text-ID and hybrid prompts; LLaRA's released code for its [PH].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from genrec_bench.methods.candidates.wording import CandidatesConfig, Question, 
 
 MARKER, PLACEHOLDER = -1, -2  # RSLLM's [DSR], LLaRA's [PH]
 TEXT, HISTORY, CANDIDATE, ANSWER, END, NOTHING = range(6)  # what a position belongs to; NOTHING is padding
+PLACE = "\x1aquestion\x1a"  # for what a chat template is to repeat
 BETWEEN = "\n"  # after a question: the answer begins a line, as the titles do
 
 
@@ -56,12 +58,19 @@ class Row(NamedTuple):
 class PromptWriter:
     """Writes questions in a style, for one tokenizer.
 
-    ``chat`` puts a question into the model's own chat template. Lengths in ``config`` are in tokens, ``marker_size`` of
-    them after each title.
+    ``chat`` puts a question into the model's own chat template, and ends an answer as that does. Lengths in ``config``
+    are in tokens, ``marker_size`` of them after each title. ``ends`` are the model's (`Backbone.ends`); afterwards they
+    hold the token that ends an answer, too.
     """
 
     def __init__(
-        self, tokenizer: Any, items: pd.DataFrame, config: CandidatesConfig, marker_size: int = 0, chat: bool = False
+        self,
+        tokenizer: Any,
+        items: pd.DataFrame,
+        config: CandidatesConfig,
+        marker_size: int = 0,
+        chat: bool = False,
+        ends: Sequence[int] = (),
     ):
         self.tokenizer = tokenizer
         self._lines: dict[str, list[int]] = {}
@@ -72,7 +81,14 @@ class PromptWriter:
         if special and self._before[-1:] == [tokenizer.eos_token_id]:
             self._before = self._before[:-1]
         self._after = tokenizer(after, add_special_tokens=False)["input_ids"]
+        self._end = _turn_end(tokenizer, ends) if chat else tokenizer.eos_token_id
+        self.ends = tuple(dict.fromkeys([tokenizer.eos_token_id, *ends, self._end]))
         self.questions = QuestionWriter(items, config, self.size, marker_size)
+
+    @property
+    def around(self) -> int:
+        """Tokens before and after every question."""
+        return len(self._before) + len(self._after)
 
     def size(self, text: str) -> int:
         """Tokens of a text."""
@@ -102,7 +118,7 @@ class PromptWriter:
     def answer(self, title: str) -> Row:
         """A title as an answer, with the token that ends it."""
         ids = self.ids(title)
-        return _row([*ids, self.tokenizer.eos_token_id], [ANSWER] * len(ids) + [END])
+        return _row([*ids, self._end], [ANSWER] * len(ids) + [END])
 
     def alone(self, item: int, style: Style) -> Row:
         """An item by itself, as a prompt shows it."""
@@ -161,11 +177,23 @@ def _chat_template(tokenizer: Any) -> tuple[str, str]:
     """What a chat model reads before a question and between it and the answer."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat=true: this model has no chat template; use chat=false")
-    place = "\x1aquestion\x1a"
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": PLACE}], tokenize=False, add_generation_prompt=True
     )
-    before, found, after = text.partition(place)
+    before, found, after = text.partition(PLACE)
     if not found:
         raise InputError("chat=true: this model's chat template does not repeat the question; use chat=false")
     return before, after
+
+
+def _turn_end(tokenizer: Any, ends: Sequence[int]) -> int:
+    """The token that ends the model's turn in its chat template; of a text, where the template does not tell."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may refuse what it likes
+        text = ""
+    after = tokenizer(text.partition(PLACE)[2], add_special_tokens=False)["input_ids"]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    known = ({tokenizer.eos_token_id, *ends} | special) - {tokenizer.bos_token_id}
+    return next((token for token in after if token in known), int(tokenizer.eos_token_id))

@@ -5,13 +5,16 @@ LLaRA's recommenders were trained on those.
 """
 
 import hashlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from genrec_bench.datasets.errors import InputError
 from genrec_bench.datasets.interactions import TrainView
-from genrec_bench.methods.base import Context
+from genrec_bench.methods import registry
+from genrec_bench.methods.base import Context, FileName
 from genrec_bench.methods.candidates.inputs import read_table
 from genrec_bench.methods.candidates.language import TunedConfig
 from genrec_bench.methods.encoders.behaviour import behaviour_vectors, with_cold_items
@@ -24,7 +27,15 @@ class EncoderConfig(TunedConfig):
     encoder_dim: PositiveInt = 64  # RSLLM section 5.1
     encoder_seed: int = Field(default=0, ge=0)  # one table for all seeds of the method
     encoder_settings: dict[str, Any] = Field(default_factory=dict)  # of the recommender: epochs, dropout, ...
-    table: str | None = None  # a .npy file (N, d) instead
+    table: FileName = None  # a .npy file (N, d) instead
+
+    def contents(self) -> dict[str, str]:
+        inner: dict[str, str] = {}
+        if self.encoder_settings and self.encoder in registry.names():
+            with suppress(InputError):  # what does not fit, `fit` refuses
+                settings = {"dim": self.encoder_dim, **self.encoder_settings}
+                inner = registry.configure(self.encoder, settings).contents()
+        return super().contents() | {f"encoder_settings.{key}": content for key, content in inner.items()}
 
 
 def encoder_table(config: EncoderConfig, train: TrainView, context: Context) -> np.ndarray:

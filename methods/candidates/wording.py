@@ -2,7 +2,8 @@
 
 A question is made of pieces: text, and mentions of items. A mention is a title that some method lets a marker follow
 (RSLLM's ``[DSR]`` and item vector), so pieces are joined as late as possible. Each title has a line to itself, and
-`plain` leaves in it neither a line break nor a bracket: no title can pass for a marker or for another line.
+`plain` leaves in it neither a line break nor a bracket: no title can pass for a marker or fill more than its line. One
+that is spelt as a line of a template reads as that line.
 
 Source: RSLLM (section 4.1, examples 4.1 and 4.2), which asks LLaRA's question.
 Deviation: LLaRA's templates say "10 titles" where 20 are shown, and RSLLM's parts titles by commas, which titles
@@ -79,6 +80,8 @@ MARK = "…"  # where the end of a title was cut off
 
 _BRACKETS = {"[": "(", "]": ")", "<": "‹", ">": "›"}
 _JOINERS = "\u200c\u200d"  # of letters and of emoji
+_SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # two of them are a flag
 
 
 class CandidatesConfig(MethodConfig):
@@ -250,7 +253,7 @@ def _plain_letter(letter: str) -> str:
 def shortened(title: str, limit: int, size: Callable[[str], int] = len) -> str:
     """``title``, or as much of its beginning as ``size`` says fits ``limit`` together with the mark of the cut.
 
-    No letter is parted from its accents, and no emoji from what it is joined to.
+    No letter is parted from its accents, no emoji from its skin tone or what it is joined to, no half of a flag stays.
     """
     if size(title) <= limit:
         return title
@@ -260,10 +263,15 @@ def shortened(title: str, limit: int, size: Callable[[str], int] = len) -> str:
     ):  # the longest beginning that fits; a text never measures less than its beginning, or nearly so
         middle = (low + high) // 2
         low, high = (middle, high) if size(title[:middle] + MARK) <= limit else (low, middle)
-    while low and (size(title[:low].rstrip() + MARK) > limit or _inseparable(title[low - 1], title[low])):
+    while low and (size(title[:low].rstrip() + MARK) > limit or _inseparable(title, low)):
         low -= 1
     return title[:low].rstrip() + MARK
 
 
-def _inseparable(left: str, right: str) -> bool:
-    return unicodedata.category(right)[0] == "M" or right in _JOINERS or left in _JOINERS
+def _inseparable(title: str, at: int) -> bool:
+    """Whether a cut before ``title[at]`` would go through something that is read as one."""
+    left, right = title[at - 1], title[at]
+    if unicodedata.category(right)[0] == "M" or right in _JOINERS + _SKIN_TONES or left in _JOINERS:
+        return True
+    before = at - len(title[:at].rstrip(_FLAG_LETTERS))  # those of the flags that end here
+    return right in _FLAG_LETTERS and before % 2 == 1

@@ -147,6 +147,8 @@ def _learned(method: type[Method], config: MethodConfig, judge: Judge, fixed: Se
         return _item_table(method, config, judge, train, context, folder)
 
     settings = config.model_dump(mode="json", exclude=set(fixed))
+    if contents := config.contents():
+        settings["contents"] = contents
     return Encoder({**settings, "method_version": method.version}, build)
 
 

@@ -15,6 +15,8 @@ from pydantic import (
 )
 
 from genrec_bench.datasets.store import home
+from genrec_bench.methods.base import Content
+from genrec_bench.methods.language.sources import folder_content
 
 Builder = Literal["random", "hierarchical", "residual", "rqvae", "letter", "collaborative", "dual", "file"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -32,7 +34,8 @@ class IndexConfig(BaseModel):
     # file in $GENREC_BENCH_HOME/indices, which is the same on every machine
     path: str | None = None
     sha256: str | None = None  # builder file: what the file must hash to
-    vectors: str = "tfidf_svd"  # text vectors: tfidf_svd, minilm, backbone, a hub id or a folder
+    # text vectors: tfidf_svd, minilm, backbone, a hub id or a folder
+    vectors: Annotated[str, Content(folder_content)] = "tfidf_svd"
     levels: Annotated[int, Field(ge=1, le=8)] = 4  # tokens of a code, a counter level not included
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # a level; hierarchical: at most, see `branching`
     # None: sinkhorn for quantisers (LC-Rec, LETTER), keep for files; nearest: the nearest free code of the last level,

@@ -41,6 +41,16 @@ class Backbone:
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end what the model writes: of a text, as its tokenizer says, and of its generation settings.
+
+        Of models that chat those hold the end of a turn, which may be another token.
+        """
+        given = self.model.generation_config.eos_token_id
+        more = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        return tuple(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
+
 
 def load_backbone(
     name: str,
@@ -196,8 +206,13 @@ def _tokenizer(source: ModelSource) -> Any:
     except Exception as error:  # as above; a missing sentencepiece is an ImportError
         first_line = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"Model folder {source.folder} has no tokenizer that can be loaded: {first_line}") from error
+    if tokenizer.eos_token is None:
+        raise InputError(
+            f"Model '{source.identity['model']}' has a tokenizer without an end token, which ends whatever the model "
+            "writes: name one as eos_token in tokenizer_config.json"
+        )
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # Llama's have none; what is masked needs none
+        tokenizer.pad_token = tokenizer.eos_token  # Llama's have none; what is masked needs none
     return tokenizer
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.checksums import joint_sha256, remembered_sha256
 
 Kind = Literal["causal", "seq2seq", "encoder"]
 
@@ -25,6 +26,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 FLOAT32_BYTES = 2_000_000_000  # weights on disk up to which a GPU has memory and time enough to stay exact
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# What stands for a model or for text vectors where a config may name a folder, whatever folders there are
+OUR_NAMES = ("tiny", "base", "paper", "minilm", "tfidf_svd", "backbone")
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,22 @@ def weights_sha256(folder: Path) -> str:
     """One hash for all weights of a folder."""
     digest = hashlib.sha256()
     for path in weights_files(folder):
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(remembered_sha256(path)))
     return digest.hexdigest()
+
+
+def folder_content(name: str) -> str | None:
+    """Hash of all that is read of the model folder called ``name``: weights, config, tokenizer.
+
+    None for what is no folder: a tier, a wheel, a hub id, or one that is missing, as `locate` will say. Large files are
+    read whole, once (`genrec_bench.methods.checksums`): their sizes are the same after another training.
+    """
+    folder = Path(name).expanduser()
+    if name in OUR_NAMES or not folder.is_dir():
+        return None
+    weights = weights_files(folder)
+    others = {path for pattern in HUB_FILES for path in folder.glob(pattern) if path.suffix != ".safetensors"}
+    return joint_sha256(path for path in [*weights, *others] if path.is_file())
 
 
 def architecture(folder: Path) -> tuple[str, Kind]:
