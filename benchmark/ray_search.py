@@ -1,7 +1,7 @@
-"""`genrec-bench tune` on Ray: Tune proposes by OptunaSearch, ends trials by ASHA, and several run at a time.
+"""`genrec-bench tune` on Ray: Tune proposes by OptunaSearch, and several trials run at a time.
 
 Which trials are under way when one is proposed depends on the clock, so unlike a search in one process this one is not
-repeated trial by trial; its record is the same, and it goes on from it.
+repeated trial by trial; its record is the same, it goes on from it, and trials end by the same rule.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from genrec_bench.benchmark import desk as desks
@@ -19,7 +19,7 @@ from genrec_bench.benchmark import tuning
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.pruning import FIRST_RUNG, KEPT, curve_of
+from genrec_bench.benchmark.pruning import curve_of, fallen_behind
 from genrec_bench.benchmark.ray_engine import LOST, bundle_of, connected, experiment, needs_of, open_desk, too_large
 from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.benchmark.tuning import Study, Values
@@ -28,8 +28,7 @@ from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.base import Resources
 
-VALUE, TIME = "value", "validations"
-LONGEST = FIRST_RUNG * KEPT**6  # validations; far more than any method makes
+VALUE = "value"
 RETRIES = 3  # of a trial whose worker or machine was lost
 
 
@@ -84,13 +83,7 @@ def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None,
             metric=VALUE,
             mode="max",
             search_alg=_Proposer(study, again),
-            scheduler=ASHAScheduler(
-                time_attr=TIME,
-                grace_period=FIRST_RUNG,
-                reduction_factor=KEPT,
-                max_t=LONGEST,
-                stop_last_trials=False,
-            ),
+            scheduler=_Halving(watch),
             num_samples=int(min(study.trials, study.size)) - len(study.finished),
             max_concurrent_trials=jobs,
             reuse_actors=True,
@@ -139,6 +132,17 @@ class _Proposer(OptunaSearch):
         super().on_trial_complete(trial_id, None if failed else result, error or failed)
 
 
+class _Halving(FIFOScheduler):
+    """Ends the trials that fall behind."""
+
+    def __init__(self, watch: "_Watch") -> None:
+        super().__init__()
+        self._watch = watch
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.STOP if self._watch.rung_of_end(trial.trial_id, result["curve"]) else self.CONTINUE
+
+
 class SearchTrial(CellTrial):
     """Trains and validates one config after another. Reads the method to make its config, so it has its libraries."""
 
@@ -178,7 +182,7 @@ class SearchTrial(CellTrial):
             self.curve = curve_of(self.attempt.run_id)
         last = self.curve[-1] if self.curve else 0.0  # 0: Optuna wants a number before the first validation, too
         value = last if news.value is None else news.value
-        return {**result, "curve": list(self.curve), TIME: len(self.curve), VALUE: value}
+        return {**result, "curve": list(self.curve), VALUE: value}
 
 
 class _Watch(tune.Callback):
@@ -188,6 +192,8 @@ class _Watch(tune.Callback):
         self.study, self.progress, self._raise_if_stopped = study, progress, raise_if_stopped
         self.fault: str | None = None
         self._begun: dict[str, float] = {}
+        self._curves: dict[str, list[float]] = {}  # of trials under way, as far as they have been judged
+        self._ends: dict[str, int] = {}  # trial -> the rung at which it fell behind
         self._lost: dict[str, int] = {}  # run id of a trial -> how often its worker was lost
         self._given_up: list[Values] = []
         self._over: set[str] = set()  # run ids of trials whose training state is to go
@@ -219,6 +225,17 @@ class _Watch(tune.Callback):
         self._forget()
         self._begun.setdefault(trial.trial_id, time.monotonic())
 
+    def rung_of_end(self, trial_id: str, curve: list[float]) -> int:
+        """The rung at which a trial fell behind those that are finished or under way, judged once at each; 0: none."""
+        if trial_id not in self._ends:
+            others = [trial.curve for trial in self.study.finished]
+            others += [other for one, other in self._curves.items() if one != trial_id]
+            rung = fallen_behind(curve, others, judged=len(self._curves.get(trial_id, [])))
+            self._curves[trial_id] = curve
+            if rung:
+                self._ends[trial_id] = rung
+        return self._ends.get(trial_id, 0)
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -237,15 +254,19 @@ class _Watch(tune.Callback):
             return
         number, seconds = len(self.study.finished), time.monotonic() - self._begun[trial.trial_id]
         values, curve = dict(trial.config), list(result.get("curve", []))
-        if news.done:
+        # also of a trial that is through: Tune does not ask about its last result
+        rung = self.rung_of_end(trial.trial_id, curve) if news.done else self._ends.get(trial.trial_id, 0)
+        self._curves.pop(trial.trial_id, None)
+        if rung:
+            self._add(tuning.pruned(number, values, curve[:rung], seconds))
+        elif news.done:
             self._add(tuning.ended(number, values, news, curve, seconds))
-        elif not self.stops():
-            self._add(tuning.pruned(number, values, curve, seconds))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.say(f"  {self.study.cell.label} {trial.config}: {LOST}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._curves.pop(trial.trial_id, None)
         identity = run_id(self.study.cell_of(trial.config), self.study.dataset_sha256)
         self._lost[identity] = self._lost.get(identity, 0) + trial.num_failures
         if self._lost[identity] <= RETRIES:  # Tune gives a trial up at once whose worker dies between two trials

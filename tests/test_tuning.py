@@ -176,6 +176,8 @@ def test_a_third_of_the_trials_goes_on(curve, behind_them):
 def test_nobody_is_ended_without_a_rival():
     assert not pruning.fallen_behind([0.0] * 10, [[1.0, 1.0]])
     assert pruning.fallen_behind([0.5] * 30, [[0.4] * 26, [0.4] * 27, [0.6] * 27]) == 27
+    assert not pruning.fallen_behind([0.1] * 8, [[0.9] * 9], judged=3)
+    assert pruning.fallen_behind([0.1] * 9, [[0.9] * 9], judged=3) == 9
     said = [pruning.why([0.0] * count).rsplit(" ", 1)[1] for count in (2, 3, 8, 9, 26, 27)]
     assert said == ["0", "3", "3", "9", "9", "27"]
 

@@ -1,0 +1,75 @@
+"""What the command does while Ray's trials run, seen without a Ray."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_tuning import levels
+
+from genrec_bench.benchmark import tuning
+from genrec_bench.benchmark.attempt import News
+from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.suite import make_suite
+from genrec_bench.benchmark.tuning_records import Trial
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+from genrec_bench.benchmark import ray_search
+
+
+def nothing() -> None:
+    """No signal has come."""
+
+
+def search(results, suite=None) -> ray_search._Watch:
+    """The watch of a search that has not begun."""
+    suite = suite or make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
+    (study,) = tuning.tune(suite, {}, results, Progress(quiet=True), 0, None)
+    study.trials = 9
+    return ray_search._Watch(study, Progress(quiet=True), nothing)
+
+
+def trial_of(name: str, values: dict[str, Any]) -> Any:
+    """A trial of Tune's, as its callbacks see it."""
+    return SimpleNamespace(trial_id=name, config=values, last_result={}, num_failures=1)
+
+
+def hears(watch: ray_search._Watch, trial: Any, curve: list[float], news: News = News()) -> str:  # noqa: B008 - frozen
+    """What becomes of a trial of which this is heard, in Tune's order: a last result passes the scheduler by."""
+    result = {"curve": curve, "news": news}
+    verdict = "STOP" if news.done else ray_search._Halving(watch).on_trial_result(None, trial, result)
+    trial.last_result = result
+    if verdict == "STOP":
+        watch.on_trial_complete(0, [], trial)
+    return verdict
+
+
+def finished(number: int, level: float, curve: list[float]) -> Trial:
+    return Trial(number=number, values={"level": level}, state="done", value=curve[-1], seconds=1.0, curve=curve)
+
+
+def test_a_search_that_goes_on_judges_by_the_trials_of_before(stored, tmp_path):
+    watch = search(tmp_path / "results", levels(tmp_path, "0"))
+    watch.study.add(finished(0, 0.9, [0.9] * 9))
+    good, bad, last = (trial_of(name, {"level": level}) for name, level in (("g", 0.9), ("b", 0.1), ("l", 0.2)))
+    for trial in (good, bad, last):
+        watch.on_trial_start(0, [], trial)
+    assert hears(watch, bad, [0.1] * 2) == "CONTINUE"
+    assert hears(watch, good, [0.9] * 3) == "CONTINUE"
+    assert hears(watch, bad, [0.1] * 4) == "STOP"
+    assert hears(watch, last, [0.2] * 9, News(done=True, value=0.2)) == "STOP"  # all of it was heard at once
+    ended = [(one.values["level"], one.state, len(one.curve), one.reason) for one in watch.study.finished[1:]]
+    said = "below the best third at validation 3"
+    assert ended == [(0.1, "pruned", 3, said), (0.2, "pruned", 3, said)]
+
+
+def test_trials_under_way_are_rivals_and_each_rung_is_judged_once(stored, tmp_path):
+    watch = search(tmp_path / "results", levels(tmp_path, "0"))
+    first, second = (trial_of(name, {"level": level}) for name, level in (("f", 0.2), ("s", 0.9)))
+    for trial in (first, second):
+        watch.on_trial_start(0, [], trial)
+    assert hears(watch, first, [0.2] * 3) == "CONTINUE"  # nobody came before it
+    assert hears(watch, second, [0.9] * 8) == "CONTINUE"
+    assert hears(watch, first, [0.2] * 5) == "CONTINUE"  # it is past that rung
+    assert hears(watch, second, [0.9] * 9) == "CONTINUE"
+    assert hears(watch, first, [0.2] * 9) == "STOP"
+    assert watch.study.finished[0].reason == "below the best third at validation 9"
