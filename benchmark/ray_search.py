@@ -5,7 +5,7 @@ repeated trial by trial; its record is the same, it goes on from it, and trials 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import curve_of, fallen_behind
 from genrec_bench.benchmark.ray_engine import LOST, bundle_of, connected, experiment, needs_of, open_desk, too_large
 from genrec_bench.benchmark.ray_worker import CellTrial
-from genrec_bench.benchmark.tuning import Study, Values
+from genrec_bench.benchmark.tuning import Study
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -66,23 +66,22 @@ def search_on_ray(
         watch = _Watch(study, progress, raise_if_stopped)
         study.go_on()  # Ray's own start is not the search's
         folder = store.home() / ray.get(at.hello.remote())[1]
-        again: list[Values] = []
         while True:
-            _fit(trainable, watch, again, jobs, folder)
-            if not (again := watch.given_up()):
+            _fit(trainable, watch, jobs, folder)
+            if study.over or not study.running or watch.stops():  # running: Tune has given them up
                 break
         watch.close()
 
 
-def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None, folder: Path) -> None:
-    """What is left of the study as one experiment, which begins with the settings that are to be tried ``again``."""
+def _fit(trainable: Any, watch: "_Watch", jobs: int | None, folder: Path) -> None:
+    """What is left of the study as one experiment."""
     study = watch.study
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric=VALUE,
             mode="max",
-            search_alg=_Proposer(study, again),
+            search_alg=_Proposer(study),
             scheduler=_Halving(watch),
             num_samples=int(min(study.trials, study.size)) - len(study.finished),
             max_concurrent_trials=jobs,
@@ -94,9 +93,9 @@ def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None,
 
 
 class _Proposer(OptunaSearch):
-    """OptunaSearch that knows the trials of before, or begins with the method's own settings, and repeats none."""
+    """OptunaSearch that knows the trials of before, begins with those that were under way, and repeats none."""
 
-    def __init__(self, study: Study, again: Sequence[Values] = ()) -> None:
+    def __init__(self, study: Study) -> None:
         # of a trial that fell behind, what it had reached: it was no better than that
         reached = [(trial, max(trial.curve)) for trial in study.finished if trial.state == "pruned"]
         known = reached + [(trial, trial.value) for trial in study.finished if trial.value is not None]
@@ -111,7 +110,7 @@ class _Proposer(OptunaSearch):
         self._study = study
         self._proposed = [trial.values for trial in study.finished]
         waiting: Any = self._ot_study
-        for values in (*again, study.defaults):  # the method's own settings, unless they are through
+        for values in (*study.running, study.defaults):  # the method's own settings, unless they are through
             waiting.enqueue_trial(values)
 
     def suggest(self, trial_id: str) -> Any:
@@ -195,7 +194,6 @@ class _Watch(tune.Callback):
         self._curves: dict[str, list[float]] = {}  # of trials under way, as far as they have been judged
         self._ends: dict[str, int] = {}  # trial -> the rung at which it fell behind
         self._lost: dict[str, int] = {}  # run id of a trial -> how often its worker was lost
-        self._given_up: list[Values] = []
         self._over: set[str] = set()  # run ids of trials whose training state is to go
 
     def __deepcopy__(self, memo: Any) -> "_Watch":
@@ -224,6 +222,10 @@ class _Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._forget()
         self._begun.setdefault(trial.trial_id, time.monotonic())
+        try:
+            self.study.begin(dict(trial.config))
+        except InputError as error:
+            self.fault = self.fault or str(error)
 
     def rung_of_end(self, trial_id: str, curve: list[float]) -> int:
         """The rung at which a trial fell behind those that are finished or under way, judged once at each; 0: none."""
@@ -270,8 +272,7 @@ class _Watch(tune.Callback):
         identity = run_id(self.study.cell_of(trial.config), self.study.dataset_sha256)
         self._lost[identity] = self._lost.get(identity, 0) + trial.num_failures
         if self._lost[identity] <= RETRIES:  # Tune gives a trial up at once whose worker dies between two trials
-            self._given_up.append(dict(trial.config))
-            return
+            return  # it stays among the study's running ones, with which the next experiment begins
         reason = f"its worker was lost {self._lost[identity]} times"
         seconds = time.monotonic() - self._begun.get(trial.trial_id, time.monotonic())
         self._add(
@@ -280,11 +281,6 @@ class _Watch(tune.Callback):
                 seconds=seconds, curve=[],
             )
         )  # fmt: skip
-
-    def given_up(self) -> list[Values]:
-        """Settings that are to be tried in another experiment, where there is to be one; each is told of once."""
-        values, self._given_up = self._given_up, []
-        return [] if self.stops() else values
 
     def _add(self, trial: Trial) -> None:
         try:

@@ -392,10 +392,11 @@ def test_what_a_search_on_ray_learns_from(stored, tmp_path):
         for n, state in enumerate(states)
     ]
     other = {**values[0], "shrink": 3.0}
-    proposer = ray_search._Proposer(study, [other])
+    study.running = [other]
+    proposer = ray_search._Proposer(study)
     assert sorted(one.value for one in proposer._ot_study.get_trials(states=[TrialState.COMPLETE])) == [0.4, 0.5]
     assert proposer.suggest("d") == other
-    study.finished = study.finished[1:]  # the method's own settings were under way when it was killed
+    study.finished, study.running = study.finished[1:], []  # the method's own settings were under way when it was killed
     assert ray_search._Proposer(study).suggest("e") == study.defaults
 
 

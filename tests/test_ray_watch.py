@@ -73,3 +73,20 @@ def test_trials_under_way_are_rivals_and_each_rung_is_judged_once(stored, tmp_pa
     assert hears(watch, second, [0.9] * 9) == "CONTINUE"
     assert hears(watch, first, [0.2] * 9) == "STOP"
     assert watch.study.finished[0].reason == "below the best third at validation 9"
+
+
+def test_trials_under_way_are_gone_on_with_by_the_next_command(stored, tmp_path):
+    watch = search(tmp_path)
+    proposer = ray_search._Proposer(watch.study)
+    trials = [trial_of(name, proposer.suggest(name)) for name in "abc"]
+    for trial in trials:
+        watch.on_trial_start(0, [], trial)
+    hears(watch, trials[1], [], News(done=True, value=0.5))
+    watch.on_trial_error(0, [], trials[2])  # its worker was lost, and Tune gives it up
+    under_way = [trials[0].config, trials[2].config]
+    assert watch.study.running == under_way
+    study = search(tmp_path).study  # what another command reads
+    assert [trial.values for trial in study.finished] == [trials[1].config]
+    again = ray_search._Proposer(study)
+    assert [again.suggest("d"), again.suggest("e")] == under_way
+    assert again.suggest("f") not in [trial.config for trial in trials]
