@@ -20,7 +20,16 @@ from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import curve_of, fallen_behind
-from genrec_bench.benchmark.ray_engine import LOST, bundle_of, connected, experiment, needs_of, open_desk, too_large
+from genrec_bench.benchmark.ray_engine import (
+    LOST,
+    Waiting,
+    bundle_of,
+    connected,
+    experiment,
+    needs_of,
+    open_desk,
+    too_large,
+)
 from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.benchmark.tuning import Study
 from genrec_bench.benchmark.tuning_records import Trial
@@ -63,7 +72,7 @@ def search_on_ray(
             ),
             tune.PlacementGroupFactory([bundle_of(needs)]),
         )
-        watch = _Watch(study, progress, raise_if_stopped)
+        watch = _Watch(study, progress, raise_if_stopped, needs)
         study.go_on()  # Ray's own start is not the search's
         folder = store.home() / ray.get(at.hello.remote())[1]
         while True:
@@ -187,8 +196,11 @@ class SearchTrial(CellTrial):
 class _Watch(tune.Callback):
     """Writes down what becomes of each trial."""
 
-    def __init__(self, study: Study, progress: Progress, raise_if_stopped: Callable[[], None]) -> None:
-        self.study, self.progress, self._raise_if_stopped = study, progress, raise_if_stopped
+    def __init__(
+        self, study: Study, progress: Progress, raise_if_stopped: Callable[[], None], needs: Resources
+    ) -> None:
+        self.study, self.progress, self._raise_if_stopped, self._needs = study, progress, raise_if_stopped, needs
+        self._waiting = Waiting(progress.say)
         self.fault: str | None = None
         self._begun: dict[str, float] = {}
         self._curves: dict[str, list[float]] = {}  # of trials under way, as far as they have been judged
@@ -218,6 +230,10 @@ class _Watch(tune.Callback):
         self._raise_if_stopped()
         if self.fault is not None:
             raise InputError(self.fault)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for reason in self._waiting.in_vain([(self._needs, self.study.cell.label)]).values():
+            self.fault = self.fault or f"{self.study.cell.method}: {reason}"
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._forget()

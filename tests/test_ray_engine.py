@@ -396,7 +396,7 @@ def test_what_a_search_on_ray_learns_from(stored, tmp_path):
     proposer = ray_search._Proposer(study)
     assert sorted(one.value for one in proposer._ot_study.get_trials(states=[TrialState.COMPLETE])) == [0.4, 0.5]
     assert proposer.suggest("d") == other
-    study.finished, study.running = study.finished[1:], []  # the method's own settings were under way when it was killed
+    study.finished, study.running = study.finished[1:], []  # a record of before that named none under way
     assert ray_search._Proposer(study).suggest("e") == study.defaults
 
 

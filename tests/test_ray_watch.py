@@ -4,16 +4,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_runner import grid_of
 from test_tuning import levels
 
-from genrec_bench.benchmark import tuning
+from genrec_bench.benchmark import records, tuning
 from genrec_bench.benchmark.attempt import News
 from genrec_bench.benchmark.progress import Progress
+from genrec_bench.benchmark.runner import Grid, lay_out
 from genrec_bench.benchmark.suite import make_suite
 from genrec_bench.benchmark.tuning_records import Trial
+from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.base import Resources
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-from genrec_bench.benchmark import ray_search
+from genrec_bench.benchmark import ray_engine, ray_search
 
 
 def nothing() -> None:
@@ -25,7 +29,7 @@ def search(results, suite=None) -> ray_search._Watch:
     suite = suite or make_suite({"methods": ["item_knn"], "datasets": ["tiny"]})
     (study,) = tuning.tune(suite, {}, results, Progress(quiet=True), 0, None)
     study.trials = 9
-    return ray_search._Watch(study, Progress(quiet=True), nothing)
+    return ray_search._Watch(study, Progress(quiet=True), nothing, Resources())
 
 
 def trial_of(name: str, values: dict[str, Any]) -> Any:
@@ -90,3 +94,86 @@ def test_trials_under_way_are_gone_on_with_by_the_next_command(stored, tmp_path)
     again = ray_search._Proposer(study)
     assert [again.suggest("d"), again.suggest("e")] == under_way
     assert again.suggest("f") not in [trial.config for trial in trials]
+
+
+class Machines:
+    """A clock, and what no machine can hold at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.lost = 0.0, dict[Resources, str]()
+        monkeypatch.setattr(ray_engine, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(ray_engine, "too_large", self.lost.get)
+
+    def after(self, seconds: float, watch: Any, lost: dict[Resources, str]) -> None:
+        """What the watch sees so much later."""
+        self.now += seconds
+        self.lost.clear()
+        self.lost.update(lost)
+        watch.on_step_begin(0, [])
+
+
+class Controller:
+    """Tune's, as far as `_InTurn` asks it."""
+
+    def __init__(self, trials: list[Any]) -> None:
+        self.trials, self.stopped = trials, list[int]()
+
+    def get_trials(self) -> list[Any]:
+        return self.trials
+
+    def stop_trial(self, trial: Any) -> None:
+        trial.status = "TERMINATED"
+        self.stopped.append(trial.config["job"]["number"])
+
+
+def grid_trial(number: int, status: str) -> Any:
+    trial = SimpleNamespace(config={"job": {"number": number}}, status=status, num_failures=1)
+    trial.is_finished = lambda: trial.status == "TERMINATED"
+    return trial
+
+
+def test_cells_whose_last_machine_is_lost_wait_and_say_so(stored, tmp_path, monkeypatch, capsys):
+    machines = Machines(monkeypatch)
+    progress = Progress()
+    missing = lay_out(grid_of(["popularity", "markov", "item_knn"]), tmp_path, progress, keep_models=False)
+    watch = ray_engine._Watch(Grid(tmp_path, progress, None, False, 1, False), missing, nothing)
+    small, large = Resources(), Resources(gpus=2.0)
+    watch.left = {0: small, 1: large, 2: large}
+    trials = [grid_trial(0, "RUNNING"), grid_trial(1, "PENDING"), grid_trial(2, "RUNNING")]  # the last is Ray Train's
+    tune = Controller(trials)
+    capsys.readouterr()
+    reason = {large: "no machine is large enough: it asks for GPU 2, at most there is GPU 1"}
+
+    machines.after(30, watch, reason)
+    assert capsys.readouterr().err == ""  # it looks once a minute
+    for _ in range(2):
+        machines.after(60, watch, reason)
+    said = f"  {missing[1][0]} and 1 more: waits for a machine: {reason[large]}\n"
+    assert capsys.readouterr().err == said  # once
+    machines.after(60, watch, {})  # one has joined
+    assert capsys.readouterr().err == f"  {missing[1][0]} and 1 more: a machine for it is there\n"
+    machines.after(60, watch, reason)
+    machines.after(ray_engine.WAIT_S - 1, watch, reason)
+    assert watch.left == {0: small, 1: large, 2: large}
+    assert ray_engine._InTurn(watch).choose_trial_to_run(tune) is trials[1]
+    watch.on_trial_error(0, [], trials[2])
+    machines.after(60, watch, reason)
+    assert watch.left == {0: small}
+    assert watch.given_up() == []
+    assert ray_engine._InTurn(watch).choose_trial_to_run(tune) is None
+    assert tune.stopped == [1, 2]
+    empty = {failure.method: failure.reason for failure in records.read_failures(tmp_path)[0]}
+    assert empty == dict.fromkeys(("markov", "item_knn"), f"{reason[large]}, for 15 minutes")
+
+
+def test_a_search_whose_last_machine_is_lost_ends(stored, tmp_path, monkeypatch):
+    machines = Machines(monkeypatch)
+    watch = search(tmp_path)
+    reason = {Resources(): "no machine is large enough: it asks for CPU 1, at most there is CPU 0"}
+    machines.after(60, watch, reason)
+    machines.after(ray_engine.WAIT_S - 60, watch, reason)
+    assert not watch.stops()
+    machines.after(60, watch, reason)
+    assert watch.stops()
+    with pytest.raises(InputError, match=r"item_knn: .* at most there is CPU 0, for 15 minutes"):
+        watch.close()
