@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune import TuneError
 from ray.tune.schedulers import FIFOScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -95,7 +96,10 @@ def run_on_ray(
 
 @contextmanager
 def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> Iterator[list[str]]:
-    """A Ray whose machines all have our versions and the cells' plugins; yields those plugins' paths."""
+    """A Ray whose machines all have our versions and the cells' plugins; yields those plugins' paths.
+
+    What then fails of Ray's own on this machine, such as to write on a full disk, is an InputError as well.
+    """
     plugins = sorted({cell.plugin for cell, _, _ in missing if cell.plugin})
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -106,17 +110,27 @@ def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> 
         try:
             own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"No Ray to work with at '{address}': {' '.join(str(error).split())[:400]}") from None
+        except Exception as error:  # Ray raises bare ones, too, where its processes do not start
+            raise InputError(f"No Ray to work with at '{address}': {_in_a_line(error)}") from error
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is a line of ours, no traceback
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stops)  # Ray's own would end the command at once, tidied up or not
     try:
         _refuse_strangers(plugins)
         yield plugins
+    except (OSError, RayError, TuneError) as error:
+        raise InputError(
+            f"Ray cannot go on here, where it writes in {store.home() / 'ray'} and in its own folder (/tmp/ray, or "
+            f"$RAY_TMPDIR): {_in_a_line(error)}; see to the disk, then run the same command again"
+        ) from error
     finally:
         if not before:
             ray.shutdown()
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error of Ray's says, which may be pages; of the system's, the file as well."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _refuse_strangers(plugins: list[str]) -> None:

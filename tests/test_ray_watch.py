@@ -16,8 +16,8 @@ from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.base import Resources
 
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
-from genrec_bench.benchmark import ray_engine, ray_search
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+from genrec_bench.benchmark import ray_engine, ray_search  # noqa: E402 - after the skip
 
 
 def nothing() -> None:
@@ -177,3 +177,35 @@ def test_a_search_whose_last_machine_is_lost_ends(stored, tmp_path, monkeypatch)
     assert watch.stops()
     with pytest.raises(InputError, match=r"item_knn: .* at most there is CPU 0, for 15 minutes"):
         watch.close()
+
+
+FULL = OSError(28, "No space left on device", "/home/of/the/command/ray/tuner.pkl")
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Nothing of Ray's starts."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_engine, "_refuse_strangers", lambda plugins: None)
+
+
+@pytest.mark.parametrize(
+    "error", [FULL, ray.exceptions.OutOfDiskError(FULL.filename), ray.tune.TuneError(f"cannot write {FULL.filename}")]
+)
+def test_what_ray_cannot_write_is_one_message(home, no_ray, error):
+    where = rf"Ray cannot go on here, where it writes in {home / 'ray'} and in its own folder .*{FULL.filename}"
+    with pytest.raises(InputError, match=where), ray_engine.connected("local", []):
+        raise error
+
+
+@pytest.mark.parametrize("error", [FULL, Exception("The current node timed out during startup.")])
+def test_a_ray_that_does_not_start_is_one_message(no_ray, monkeypatch, error):
+    def init(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    said = r"No Ray to work with at 'local': .*(tuner\.pkl|timed out during startup)"
+    with pytest.raises(InputError, match=said), ray_engine.connected("local", []):
+        pytest.fail("it went on")
