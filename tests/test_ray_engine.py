@@ -12,25 +12,20 @@ from conftest import ROOT
 from test_runner import SASREC, files_of, grid_of, plugin
 from test_runner import run as run_locally
 from test_tuning import levels, poisoned
-from torch import distributed
 
-from genrec_bench.benchmark import desk, models, records, tuning
-from genrec_bench.benchmark import execute as executing
-from genrec_bench.benchmark.attempt import News, job_of
-from genrec_bench.benchmark.execute import run_id
-from genrec_bench.benchmark.process import Work
+from genrec_bench.benchmark import desk, records, tuning
+from genrec_bench.benchmark.attempt import News
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.runner import Interrupted, stop_signals
 from genrec_bench.benchmark.suite import cells, make_suite
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.methods.base import Resources
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 from optuna.trial import TrialState  # noqa: E402 - after the skip
 
-from genrec_bench.benchmark import ray_engine, ray_search, ray_worker  # noqa: E402
+from genrec_bench.benchmark import ray_engine, ray_search  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,55 +166,6 @@ def test_two_processes_train_one_cell(stored, tmp_path):
     assert two.cost.hardware == f"2 x {one.cost.hardware}"
     for name, metric in one.metrics.items():
         assert two.metrics[name].mean == pytest.approx(metric.mean, abs=0.02), name  # a near tie may fall the other way
-
-
-class Noting(desk.Desk):
-    """Keeps what comes home, of which only one folder can be at a time in one process."""
-
-    def deliver(self, dataset, method, run_id, tree, model=None):
-        self.delivered = (run_id, tree, model)
-
-
-@pytest.fixture
-def together(stored, tmp_path, monkeypatch):
-    """What one of a cell's processes is given, on a machine with a home and variables of its own."""
-    monkeypatch.setenv("GENREC_BENCH_API_KEY", "theirs")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(ray_worker, "_Proxy", lambda handle: handle)
-    (cell,) = grid_of()
-    sha256 = store.load(cell.dataset).sha256
-    job = job_of(0, cell, run_id(cell, sha256), sha256, Resources(processes=2))
-    environment = {"GENREC_BENCH_HOME": "elsewhere", "GENREC_BENCH_API_KEY": "ours", "CUDA_VISIBLE_DEVICES": ""}
-    work = Work(job.cell, tmp_path / "finished", 1, keep_model=True, environment=environment)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield {"work": work, "job": job, "desk": Noting(str(store.home()), str(tmp_path), "mark")}
-    distributed.destroy_process_group()
-
-
-def test_the_model_of_several_processes_comes_home(together):
-    work, job = together["work"], together["job"]
-    assert ray_worker._one_of_them(together) == ("done", None)
-    identity, tree, model = together["desk"].delivered
-    assert identity == job.run_id
-    assert f"tiny/popularity/{identity}/run.json" in tree
-    assert model == desk.read_tree(models.folder(identity))
-    assert "kept.json" in model
-    assert (os.environ["GENREC_BENCH_API_KEY"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("ours", "")
-    assert "ours" not in repr(work)  # which Ray Train shows
-
-
-def test_out_of_memory_in_one_of_several_processes(together, monkeypatch):
-    """It waits for no other; when all have been started again, none of them tries the same batch."""
-
-    def no_memory(*everything):
-        raise MemoryError
-
-    monkeypatch.setattr(executing, "execute", no_memory)
-    monkeypatch.setattr(ray_worker.distributed, "agreed", lambda reason: pytest.fail("it waited for the others"))
-    with pytest.raises(MemoryError):
-        ray_worker._one_of_them(together)
-    monkeypatch.setattr(executing, "execute", lambda *everything: pytest.fail("it was tried again"))
-    assert ray_worker._one_of_them(together) == ("memory", "out of memory")
 
 
 def test_another_version_is_refused_by_name(stored, tmp_path, monkeypatch):
