@@ -112,8 +112,8 @@ class _Together:
 
     def __init__(self, work: Work, job: Job, bundle: dict[str, float], desk: Any) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # whose home it is
-        fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_fit_together)
-        self._reference = fit.remote(work, job, bundle, desk)
+        fit = ray.remote(num_cpus=0, max_retries=0)(_fit_together)
+        self._reference = fit.options(scheduling_strategy=here).remote(work, job, bundle, desk)
         self._told: Callable[[], list[dict[str, Any]]] = lambda: _Proxy(desk).told(job.run_id)
         self._events: list[dict[str, Any]] = []
 

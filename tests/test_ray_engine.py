@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,26 @@ def test_results_that_cannot_be_written(stored, tmp_path):
         run(tmp_path / "file" / "results", ["popularity"])
 
 
+def test_a_disk_that_is_full_for_tune(stored, tmp_path, monkeypatch):
+    """Files may grow to nothing from the time on when Tune is to write its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        return experiment(*arguments)
+
+    experiment = ray_engine.experiment
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "experiment", full)
+        try:
+            with pytest.raises(InputError, match=r"Ray cannot go on here, where it writes in .*File too large"):
+                run(tmp_path, ["popularity"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.rglob("run.json"))
+    assert run(tmp_path, ["popularity"]).done == 1
+
+
 def test_processes_that_there_is_no_room_for(stored, tmp_path):
     tiger = {"method": "tiger", "config": {"epochs": 1}}
     outcome = run(tmp_path, ["popularity", tiger], resources={"tiger": {"processes": 4}})
@@ -382,6 +403,17 @@ def test_a_search_on_ray_ends_trials_that_fall_behind(stored, tmp_path, capsys):
         times.setdefault(level, []).append(float(at))
     (_, end), (begin, _), *_ = sorted((min(told), max(told)) for told in times.values())
     assert begin < end  # two at a time
+
+
+def test_a_search_on_ray_goes_on_with_what_was_under_way(stored, tmp_path, monkeypatch):
+    suite, results = levels(tmp_path, "1"), tmp_path / "results"
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_search._Watch, "stops", lambda self: len(self.study.running) == 2)
+        (study,) = tuning.tune(suite, {}, results, Progress(quiet=True), 2, None, jobs=2, on_ray={})
+    assert (study.finished, len(study.running)) == ([], 2)
+    (again,) = tuning.tune(suite, {}, results, Progress(quiet=True), 2, None, jobs=1, on_ray={})
+    assert [trial.values for trial in again.finished] == study.running
+    assert again.running == []
 
 
 def test_a_search_on_ray_reads_validation_only(stored, tiny, tmp_path):

@@ -87,8 +87,8 @@ class Remote:
 
     ended: Any = None
 
-    def options(self, **options: Any) -> Any:
-        return lambda function: self
+    def options(self, **options: Any) -> "Remote":
+        return self
 
     def remote(self, *arguments: Any) -> str:
         return "reference"
@@ -100,10 +100,8 @@ class Remote:
 def test_what_the_first_of_them_says_is_heard_before_the_end(together, monkeypatch):
     fit = Remote()
     here = SimpleNamespace(get_node_id=lambda: "0" * 56)
-    monkeypatch.setattr(
-        ray_worker, "ray",
-        SimpleNamespace(remote=fit.options, wait=fit.wait, get=lambda one: fit.ended, get_runtime_context=lambda: here),
-    )  # fmt: skip
+    fake = {"remote": lambda **options: lambda function: fit, "wait": fit.wait, "get": lambda reference: fit.ended}
+    monkeypatch.setattr(ray_worker, "ray", SimpleNamespace(**fake, get_runtime_context=lambda: here))
     job = together["job"]
     watched = ray_worker._Together(together["work"], job, {}, together["desk"])
     assert watched.news() is None
