@@ -1,7 +1,8 @@
 """One cell on a worker of a cluster, from its data to its record at home; watched in steps, by Ray or by anyone.
 
 The worker has a home of its own or shares the command's. Where it has its own, data sets and artefacts are fetched
-from the command's machine and the training state is carried there, so that a cell can go on elsewhere.
+from the command's machine and the training state is carried there, so that a cell can go on elsewhere. Several
+processes that train one cell work in the command's home, which all of them must see.
 """
 
 import os
@@ -128,6 +129,7 @@ class Attempt:
 
     def __init__(self, job: Job, desk: Desk, options: Options, shared: bool, start: Callable[[Work, Job], Worker]):
         self.job, self.desk, self.options, self.shared = job, desk, options, shared
+        self._apart = not shared and job.processes == 1  # works in a home of this machine's own
         self._start = start
         self._who = uuid.uuid4().hex  # whom the desk knows as the builder of an artefact
         self._worker: Worker | None = None
@@ -192,7 +194,7 @@ class Attempt:
             kept = not self.options.keep_models or models.exists(self.run_id)
             if kept and records.exists(self._finished, *place):  # but the way home was cut off
                 return self._deliver()
-        if not self.shared:
+        if self._apart:
             self._provide()
         self._killed_for_memory = _killed_for_memory()
         self._began = self._began or time.monotonic()
@@ -203,7 +205,7 @@ class Attempt:
                 self.job.threads,
                 self.options.keep_models,
                 self._smaller,
-                others=not self.shared,
+                others=self._apart,
                 environment={**self.options.environment, "GENREC_BENCH_HOME": str(store.home())},
             ),
             self.job,
@@ -252,7 +254,7 @@ class Attempt:
             self._heard = time.monotonic()
         if self._wanted is not None:
             self._fetch(self._wanted)
-        if not self.shared:
+        if self._apart:
             self._carry()
         heard: tuple[str, Any] = self._worker.news(max(timeout, 0.0)) or ("silence", None)
         kind, content = heard

@@ -17,6 +17,7 @@ from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -103,6 +104,7 @@ class Desk:
         self._builds_lock = threading.Lock()
         self._watches = False  # whether `_end_lost_builds` runs
         self._short: set[str] = set()  # runs that several processes have had too little memory for
+        self._events: dict[str, list[dict[str, Any]]] = {}  # run of several processes -> what nobody has heard yet
 
     def hello(self) -> tuple[str, str]:
         """The command's home, and the mark in it."""
@@ -147,6 +149,14 @@ class Desk:
     def ran_out(self, run_id: str) -> bool:
         """Whether one of them has said so."""
         return run_id in self._short
+
+    def tell(self, run_id: str, event: dict[str, Any]) -> None:
+        """What the first of several processes that train a run together says."""
+        self._events.setdefault(run_id, []).append(event)
+
+    def told(self, run_id: str) -> list[dict[str, Any]]:
+        """What it has said since this was asked last."""
+        return self._events.pop(run_id, [])
 
     def fetch(self, name: str, who: str) -> Tree | str:
         """An artefact's files; or ``build``: ``who`` builds it from now on; or ``wait``: another does."""

@@ -1,4 +1,8 @@
-"""How far a run has come, and when a trial of a search ends: successive halving (Li et al., MLSys 2020; Ray's ASHA)."""
+"""How far a run has come, and when a trial of a search ends: by asynchronous successive halving.
+
+That is the rule of ASHA (Li et al., MLSys 2020, arXiv 1810.05934), which ends a trial where it stands, and waits for
+no other.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -41,9 +45,14 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def fallen_behind(curve: Sequence[float], others: Sequence[Sequence[float]]) -> int:
-    """The first rung at which a trial stands below the best third of those that reached it; 0: none."""
+def fallen_behind(curve: Sequence[float], others: Sequence[Sequence[float]], judged: int = 0) -> int:
+    """The first rung at which a trial stands below the best third of those that reached it; 0: none.
+
+    ``judged``: validations after which it was judged before: it is past the rungs up to there, whoever came since.
+    """
     for rung in _rungs(len(curve)):
+        if rung <= judged:
+            continue
         reached = sorted((other[rung - 1] for other in others if len(other) >= rung), reverse=True)
         if reached and curve[rung - 1] < reached[len(reached) // KEPT]:
             return rung

@@ -13,8 +13,9 @@ import os
 import shutil
 import signal
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune import TuneError
+from ray.tune.schedulers import FIFOScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genrec_bench.benchmark import desk as desks
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 RETRIES = 20  # of a trial whose worker or machine was lost: no fault of the cell's
 LOST = "its worker was lost; it starts again from what came home"
+LOOK_EVERY_S = 60.0  # between two looks whether the machines that there are now could hold what is left
+WAIT_S = 15 * 60.0  # for a machine that could, once the last one is lost
 WATCHER = {"memory": float(2**20)}  # of a trial whose processes have resources of their own: a trial must ask for some
 QUIET = {  # Tune's own logs, files and network use, and Ray's guard of memory, none of which is wanted
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -91,7 +96,10 @@ def run_on_ray(
 
 @contextmanager
 def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> Iterator[list[str]]:
-    """A Ray whose machines all have our versions and the cells' plugins; yields those plugins' paths."""
+    """A Ray whose machines all have our versions and the cells' plugins; yields those plugins' paths.
+
+    What then fails of Ray's own on this machine, such as to write on a full disk, is an InputError as well.
+    """
     plugins = sorted({cell.plugin for cell, _, _ in missing if cell.plugin})
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -102,17 +110,27 @@ def connected(address: str | None, missing: Sequence[tuple[Cell, str, str]]) -> 
         try:
             own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"No Ray to work with at '{address}': {' '.join(str(error).split())[:400]}") from None
+        except Exception as error:  # Ray raises bare ones, too, where its processes do not start
+            raise InputError(f"No Ray to work with at '{address}': {_in_a_line(error)}") from error
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is a line of ours, no traceback
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stops)  # Ray's own would end the command at once, tidied up or not
     try:
         _refuse_strangers(plugins)
         yield plugins
+    except (OSError, RayError, TuneError) as error:
+        raise InputError(
+            f"Ray cannot go on here, where it writes in {store.home() / 'ray'} and in its own folder (/tmp/ray, or "
+            f"$RAY_TMPDIR): {_in_a_line(error)}; see to the disk, then run the same command again"
+        ) from error
     finally:
         if not before:
             ray.shutdown()
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error of Ray's says, which may be pages; of the system's, the file as well."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _refuse_strangers(plugins: list[str]) -> None:
@@ -198,6 +216,42 @@ def too_large(needs: Resources) -> str | None:
     return f"no machine is large enough: it asks for {texts[0]}, at most there is {texts[1]}"
 
 
+class Waiting:
+    """What no machine can hold any more, and since when."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._looked = time.monotonic()
+        self._since: dict[Resources, tuple[float, str]] = {}  # when it was first seen, and the reason that was told
+
+    def in_vain(self, left: Iterable[tuple[Resources, str]]) -> dict[Resources, str]:
+        """Of what is ``left``, and whose it is, that which has waited for too long, and why; looks once a minute.
+
+        What runs needs no exception: its machine is there.
+        """
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_S:
+            return {}
+        self._looked = now
+        names: dict[Resources, list[str]] = {}
+        for needs, name in left:
+            names.setdefault(needs, []).append(name)
+        before, self._since = self._since, {}
+        for needs, (first, *others) in names.items():
+            begun, told = before.get(needs, (now, ""))
+            reason = too_large(needs) or ""
+            if reason != told:
+                who = f"{first} and {len(others)} more" if others else first
+                self._say(f"  {who}: " + (f"waits for a machine: {reason}" if reason else "a machine for it is there"))
+            if reason:
+                self._since[needs] = (begun, reason)
+        return {
+            needs: f"{reason}, for {WAIT_S / 60:g} minutes"
+            for needs, (begun, reason) in self._since.items()
+            if now - begun >= WAIT_S
+        }
+
+
 def run_trials(
     trainable: type[CellTrial],
     asked: Sequence[tuple[Job, Resources]],
@@ -211,6 +265,7 @@ def run_trials(
     folder = store.home() / ray.get(desk.hello.remote())[1]
     bundles = {job.number: bundle_of(needs) for job, needs in asked}
     left = {job.number: job for job, _ in asked}
+    watch.left = {job.number: needs for job, needs in asked}
     while left:
         space = [
             {"number": job.number, "bundle": bundles[job.number] if job.processes == 1 else WATCHER}
@@ -227,7 +282,10 @@ def run_trials(
             ),
             param_space={"job": tune.grid_search(space)},
             tune_config=tune.TuneConfig(
-                reuse_actors=True, max_concurrent_trials=jobs, trial_dirname_creator=lambda trial: trial.trial_id
+                scheduler=_InTurn(watch),
+                reuse_actors=True,
+                max_concurrent_trials=jobs,
+                trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=experiment(folder, watch, RETRIES),
         )
@@ -257,6 +315,9 @@ class _Watch(tune.Callback):
     ) -> None:
         self.grid, self.missing, self._raise_if_stopped = grid, missing, raise_if_stopped
         self.fault: str | None = None
+        self.left: dict[int, Resources] = {}  # cells that are not closed
+        self.waited: set[int] = set()  # cells that were closed because no machine could hold them
+        self._waiting = Waiting(grid.progress.say)
         self._begun: set[int] = set()
         self._lost: dict[int, int] = {}  # cell -> how often its worker was lost
         self._given_up: list[int] = []
@@ -289,6 +350,14 @@ class _Watch(tune.Callback):
             self._close(job.number, reason)
         return reason is None
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        left = ((needs, str(self.missing[number][0])) for number, needs in self.left.items())
+        for needs, reason in self._waiting.in_vain(left).items():
+            for number in [number for number, one in self.left.items() if one == needs]:
+                self._begin(number)
+                self._close(number, reason)
+                self.waited.add(number)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._begin(trial.config["job"]["number"])
 
@@ -303,6 +372,7 @@ class _Watch(tune.Callback):
         if news.fault is not None:
             self.fault = self.fault or news.fault
         elif news.already and news.reason is None:
+            self.left.pop(number, None)
             self.grid.outcome.already += 1
             self.grid.progress.finished(cell, "already there")
         elif news.done:
@@ -327,7 +397,7 @@ class _Watch(tune.Callback):
     def given_up(self) -> list[int]:
         """Numbers of the cells that are to be tried in another experiment; each is told of once."""
         numbers, self._given_up = self._given_up, []
-        return numbers
+        return [number for number in numbers if number in self.left]
 
     def _begin(self, number: int) -> None:
         if number not in self._begun:
@@ -335,10 +405,25 @@ class _Watch(tune.Callback):
             self.grid.progress.begin(self.missing[number][0])
 
     def _close(self, number: int, reason: str | None) -> None:
+        self.left.pop(number, None)
         try:
             self.grid.close(*self.missing[number], reason)
         except InputError as error:
             self.fault = self.fault or str(error)
+
+
+class _InTurn(FIFOScheduler):
+    """First come, first served; takes the trials out whose cells have waited in vain."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        for trial in tune_controller.get_trials() if self._watch.waited else ():
+            if trial.config["job"]["number"] in self._watch.waited and not trial.is_finished():
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
 
 
 class Stopper(tune.Stopper):

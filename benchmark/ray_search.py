@@ -1,17 +1,17 @@
-"""`genrec-bench tune` on Ray: Tune proposes by OptunaSearch, ends trials by ASHA, and several run at a time.
+"""`genrec-bench tune` on Ray: Tune proposes by OptunaSearch, and several trials run at a time.
 
 Which trials are under way when one is proposed depends on the clock, so unlike a search in one process this one is not
-repeated trial by trial; its record is the same, and it goes on from it.
+repeated trial by trial; its record is the same, it goes on from it, and trials end by the same rule.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from genrec_bench.benchmark import desk as desks
@@ -19,17 +19,25 @@ from genrec_bench.benchmark import tuning
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.execute import run_id
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.pruning import FIRST_RUNG, KEPT, curve_of
-from genrec_bench.benchmark.ray_engine import LOST, bundle_of, connected, experiment, needs_of, open_desk, too_large
+from genrec_bench.benchmark.pruning import curve_of, fallen_behind
+from genrec_bench.benchmark.ray_engine import (
+    LOST,
+    Waiting,
+    bundle_of,
+    connected,
+    experiment,
+    needs_of,
+    open_desk,
+    too_large,
+)
 from genrec_bench.benchmark.ray_worker import CellTrial
-from genrec_bench.benchmark.tuning import Study, Values
+from genrec_bench.benchmark.tuning import Study
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
 from genrec_bench.methods.base import Resources
 
-VALUE, TIME = "value", "validations"
-LONGEST = FIRST_RUNG * KEPT**6  # validations; far more than any method makes
+VALUE = "value"
 RETRIES = 3  # of a trial whose worker or machine was lost
 
 
@@ -64,33 +72,26 @@ def search_on_ray(
             ),
             tune.PlacementGroupFactory([bundle_of(needs)]),
         )
-        watch = _Watch(study, progress, raise_if_stopped)
+        watch = _Watch(study, progress, raise_if_stopped, needs)
         study.go_on()  # Ray's own start is not the search's
         folder = store.home() / ray.get(at.hello.remote())[1]
-        again: list[Values] = []
         while True:
-            _fit(trainable, watch, again, jobs, folder)
-            if not (again := watch.given_up()):
+            _fit(trainable, watch, jobs, folder)
+            if study.over or not study.running or watch.stops():  # running: Tune has given them up
                 break
         watch.close()
 
 
-def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None, folder: Path) -> None:
-    """What is left of the study as one experiment, which begins with the settings that are to be tried ``again``."""
+def _fit(trainable: Any, watch: "_Watch", jobs: int | None, folder: Path) -> None:
+    """What is left of the study as one experiment."""
     study = watch.study
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric=VALUE,
             mode="max",
-            search_alg=_Proposer(study, again),
-            scheduler=ASHAScheduler(
-                time_attr=TIME,
-                grace_period=FIRST_RUNG,
-                reduction_factor=KEPT,
-                max_t=LONGEST,
-                stop_last_trials=False,
-            ),
+            search_alg=_Proposer(study),
+            scheduler=_Halving(watch),
             num_samples=int(min(study.trials, study.size)) - len(study.finished),
             max_concurrent_trials=jobs,
             reuse_actors=True,
@@ -101,9 +102,9 @@ def _fit(trainable: Any, watch: "_Watch", again: list[Values], jobs: int | None,
 
 
 class _Proposer(OptunaSearch):
-    """OptunaSearch that knows the trials of before, or begins with the method's own settings, and repeats none."""
+    """OptunaSearch that knows the trials of before, begins with those that were under way, and repeats none."""
 
-    def __init__(self, study: Study, again: Sequence[Values] = ()) -> None:
+    def __init__(self, study: Study) -> None:
         # of a trial that fell behind, what it had reached: it was no better than that
         reached = [(trial, max(trial.curve)) for trial in study.finished if trial.state == "pruned"]
         known = reached + [(trial, trial.value) for trial in study.finished if trial.value is not None]
@@ -118,7 +119,7 @@ class _Proposer(OptunaSearch):
         self._study = study
         self._proposed = [trial.values for trial in study.finished]
         waiting: Any = self._ot_study
-        for values in (*again, study.defaults):  # the method's own settings, unless they are through
+        for values in (*study.running, study.defaults):  # the method's own settings, unless they are through
             waiting.enqueue_trial(values)
 
     def suggest(self, trial_id: str) -> Any:
@@ -137,6 +138,17 @@ class _Proposer(OptunaSearch):
         news: News | None = (result or {}).get("news")
         failed = news is not None and news.done and news.value is None  # what its last validation was says nothing
         super().on_trial_complete(trial_id, None if failed else result, error or failed)
+
+
+class _Halving(FIFOScheduler):
+    """Ends the trials that fall behind."""
+
+    def __init__(self, watch: "_Watch") -> None:
+        super().__init__()
+        self._watch = watch
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.STOP if self._watch.rung_of_end(trial.trial_id, result["curve"]) else self.CONTINUE
 
 
 class SearchTrial(CellTrial):
@@ -178,18 +190,22 @@ class SearchTrial(CellTrial):
             self.curve = curve_of(self.attempt.run_id)
         last = self.curve[-1] if self.curve else 0.0  # 0: Optuna wants a number before the first validation, too
         value = last if news.value is None else news.value
-        return {**result, "curve": list(self.curve), TIME: len(self.curve), VALUE: value}
+        return {**result, "curve": list(self.curve), VALUE: value}
 
 
 class _Watch(tune.Callback):
     """Writes down what becomes of each trial."""
 
-    def __init__(self, study: Study, progress: Progress, raise_if_stopped: Callable[[], None]) -> None:
-        self.study, self.progress, self._raise_if_stopped = study, progress, raise_if_stopped
+    def __init__(
+        self, study: Study, progress: Progress, raise_if_stopped: Callable[[], None], needs: Resources
+    ) -> None:
+        self.study, self.progress, self._raise_if_stopped, self._needs = study, progress, raise_if_stopped, needs
+        self._waiting = Waiting(progress.say)
         self.fault: str | None = None
         self._begun: dict[str, float] = {}
+        self._curves: dict[str, list[float]] = {}  # of trials under way, as far as they have been judged
+        self._ends: dict[str, int] = {}  # trial -> the rung at which it fell behind
         self._lost: dict[str, int] = {}  # run id of a trial -> how often its worker was lost
-        self._given_up: list[Values] = []
         self._over: set[str] = set()  # run ids of trials whose training state is to go
 
     def __deepcopy__(self, memo: Any) -> "_Watch":
@@ -215,9 +231,28 @@ class _Watch(tune.Callback):
         if self.fault is not None:
             raise InputError(self.fault)
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for reason in self._waiting.in_vain([(self._needs, self.study.cell.label)]).values():
+            self.fault = self.fault or f"{self.study.cell.method}: {reason}"
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._forget()
         self._begun.setdefault(trial.trial_id, time.monotonic())
+        try:
+            self.study.begin(dict(trial.config))
+        except InputError as error:
+            self.fault = self.fault or str(error)
+
+    def rung_of_end(self, trial_id: str, curve: list[float]) -> int:
+        """The rung at which a trial fell behind those that are finished or under way, judged once at each; 0: none."""
+        if trial_id not in self._ends:
+            others = [trial.curve for trial in self.study.finished]
+            others += [other for one, other in self._curves.items() if one != trial_id]
+            rung = fallen_behind(curve, others, judged=len(self._curves.get(trial_id, [])))
+            self._curves[trial_id] = curve
+            if rung:
+                self._ends[trial_id] = rung
+        return self._ends.get(trial_id, 0)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -237,20 +272,23 @@ class _Watch(tune.Callback):
             return
         number, seconds = len(self.study.finished), time.monotonic() - self._begun[trial.trial_id]
         values, curve = dict(trial.config), list(result.get("curve", []))
-        if news.done:
+        # also of a trial that is through: Tune does not ask about its last result
+        rung = self.rung_of_end(trial.trial_id, curve) if news.done else self._ends.get(trial.trial_id, 0)
+        self._curves.pop(trial.trial_id, None)
+        if rung:
+            self._add(tuning.pruned(number, values, curve[:rung], seconds))
+        elif news.done:
             self._add(tuning.ended(number, values, news, curve, seconds))
-        elif not self.stops():
-            self._add(tuning.pruned(number, values, curve, seconds))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.say(f"  {self.study.cell.label} {trial.config}: {LOST}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._curves.pop(trial.trial_id, None)
         identity = run_id(self.study.cell_of(trial.config), self.study.dataset_sha256)
         self._lost[identity] = self._lost.get(identity, 0) + trial.num_failures
         if self._lost[identity] <= RETRIES:  # Tune gives a trial up at once whose worker dies between two trials
-            self._given_up.append(dict(trial.config))
-            return
+            return  # it stays among the study's running ones, with which the next experiment begins
         reason = f"its worker was lost {self._lost[identity]} times"
         seconds = time.monotonic() - self._begun.get(trial.trial_id, time.monotonic())
         self._add(
@@ -259,11 +297,6 @@ class _Watch(tune.Callback):
                 seconds=seconds, curve=[],
             )
         )  # fmt: skip
-
-    def given_up(self) -> list[Values]:
-        """Settings that are to be tried in another experiment, where there is to be one; each is told of once."""
-        values, self._given_up = self._given_up, []
-        return [] if self.stops() else values
 
     def _add(self, trial: Trial) -> None:
         try:

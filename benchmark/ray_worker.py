@@ -14,9 +14,9 @@ from typing import Any, cast
 import ray
 from ray import train, tune
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genrec_bench.benchmark import desk as desks
-from genrec_bench.benchmark import models
 from genrec_bench.benchmark.attempt import CRASHES, Attempt, HomeFault, Job, News, Options, Worker, choose_home
 from genrec_bench.benchmark.process import CellProcess, Work, take_over
 from genrec_bench.benchmark.suite import smaller
@@ -111,11 +111,17 @@ class _Together:
     signal: int | None = None
 
     def __init__(self, work: Work, job: Job, bundle: dict[str, float], desk: Any) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # whose home it is
         fit = ray.remote(num_cpus=0, max_retries=0)(_fit_together)
-        self._reference = fit.remote(work, job, bundle, desk)
+        self._reference = fit.options(scheduling_strategy=here).remote(work, job, bundle, desk)
+        self._told: Callable[[], list[dict[str, Any]]] = lambda: _Proxy(desk).told(job.run_id)
+        self._events: list[dict[str, Any]] = []
 
     def news(self, timeout: float = 0.0) -> tuple[str, Any] | None:
-        ready, _ = ray.wait([self._reference], timeout=timeout)
+        ready, _ = ray.wait([self._reference], timeout=0.0 if self._events else timeout)
+        self._events += self._told()  # after that: all has been said when it ends
+        if self._events:
+            return "event", self._events.pop(0)
         if not ready:
             return None
         try:
@@ -157,21 +163,25 @@ def _fit_together(work: Work, job: Job, bundle: dict[str, float], desk: Any) -> 
 
 
 def _one_of_them(config: dict[str, Any]) -> tuple[str, str | None]:
-    """What each process does, and how it ended; all of them must see one home (see docs/multi_gpu.md)."""
+    """What each process does, and how it ended: a failure where one of them does not see the command's home."""
     from genrec_bench.benchmark.execute import MethodFault, execute
 
     work, job, desk = config["work"], config["job"], _Proxy(config["desk"])
     identity = job.smaller_run_id if work.less_memory else job.run_id
     if desk.ran_out(identity):
         return "memory", "out of memory"
-    shared = choose_home(*desk.hello())
+    theirs, mark = desk.hello()
+    sees = choose_home(theirs, mark)
     take_over({**work.environment, "GENREC_BENCH_HOME": str(store.home())})
-    reason = None
+    finished = store.home() / "ray" / "finished" / identity
     with distributed.joined():
+        reason = distributed.agreed(None if sees else _apart(theirs))
+        if reason is not None:
+            return "failed", reason
         cell = pickle.loads(work.cell)
         cell = (smaller(cell) or cell) if work.less_memory else cell
         try:
-            execute(cell, work.results, lambda event: None, work.threads, work.keep_model)
+            execute(cell, finished, lambda event: desk.tell(job.run_id, event), work.threads, work.keep_model)
         except MethodFault as error:
             reason = str(error)
         except MemoryError:
@@ -180,7 +190,15 @@ def _one_of_them(config: dict[str, Any]) -> tuple[str, str | None]:
         reason = distributed.agreed(reason)
     kind = "done" if reason is None else "failed"
     if distributed.rank() == 0 and kind == "done":
-        model = desks.read_tree(models.folder(identity)) if work.keep_model and not shared else None
-        desk.deliver(job.dataset, job.method, identity, desks.read_tree(work.results), model)
-        shutil.rmtree(work.results, ignore_errors=True)
+        desk.deliver(job.dataset, job.method, identity, desks.read_tree(finished))
+        shutil.rmtree(finished, ignore_errors=True)
     return kind, reason
+
+
+def _apart(theirs: str) -> str:
+    """Why this machine cannot take part in what several processes do."""
+    return (
+        f"its {distributed.world_size()} processes need one folder, and machine {platform.node()} works in "
+        f"{store.home()}, not in the command's {theirs}: start its Ray with $GENREC_BENCH_HOME in a folder that the "
+        "machines share, or ask for one process"
+    )

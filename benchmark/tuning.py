@@ -5,7 +5,8 @@
 The first trial has the method's own settings; Optuna's TPE proposes the others from the method's ``search_space``, and
 successive halving ends those that fall behind (Li et al., MLSys 2020, arXiv 1810.05934; the rule of Ray's ASHA). A
 trial trains and validates: it never reads a test target. Each trial's seed is drawn from the study's seed and the
-trial's number, so a study that was killed goes on to the trials of an undisturbed one.
+trial's number, so a study that was killed goes on to the trials of an undisturbed one. Trials that were under way go on
+from their training states.
 """
 
 import json
@@ -56,6 +57,7 @@ class Study:
     results: Path
     space: dict[str, list[Any] | tuple[float, float]] = field(default_factory=dict)
     finished: list[Trial] = field(default_factory=list)
+    running: list[Values] = field(default_factory=list)  # of trials under way, or that are to be gone on with
     spent_s: float = 0.0
     _since: float = 0.0  # when time was counted last
 
@@ -153,27 +155,33 @@ class Study:
         if self.path.exists():
             before = read(self.path)
             self.finished, self.spent_s = list(before.trials), before.spent_seconds
+            self.running = [values for values in before.running if self.accepts(values)]
+
+    def begin(self, values: Values) -> None:
+        """Note a trial that is under way, on disk first; InputError where it cannot be."""
+        if values not in self.running:
+            self._write(self.finished, [*self.running, values])
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial, on disk first; InputError where it cannot be."""
-        self._write([*self.finished, trial])
-        self.finished.append(trial)
+        """Keep a trial that is over, on disk first; InputError where it cannot be."""
+        self._write([*self.finished, trial], [values for values in self.running if values != trial.values])
 
     def count(self, every_s: float = 0.0) -> None:
         """Write down how much time has passed, where that is at least so much: a kill does not give it back."""
         if self._uncounted_s >= every_s:
-            self._write(self.finished)
+            self._write(self.finished, self.running)
 
-    def _write(self, trials: list[Trial]) -> None:
+    def _write(self, finished: list[Trial], running: list[Values]) -> None:
         self.spent_s += self._uncounted_s
         self.go_on()
-        content = self.record(trials).model_dump(mode="json", by_alias=True)
+        content = self.record(finished, running).model_dump(mode="json", by_alias=True)
         with storage.writing(self.results) as unfinished:
             storage.write_bytes(unfinished / self.path.name, (json.dumps(content, indent=1) + "\n").encode())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished / self.path.name, self.path)
+        self.finished, self.running = finished, running
 
-    def record(self, trials: list[Trial]) -> Tuning:
+    def record(self, trials: list[Trial], running: list[Values]) -> Tuning:
         """What is written of the study with these trials."""
         best, cell = _best(trials), self.cell
         return Tuning(
@@ -198,6 +206,7 @@ class Study:
             best_value=None if best is None else best.value,
             config=None if best is None else self.cell_of(best.values).config.model_dump(mode="json"),
             trials=trials,
+            running=running,
         )
 
 
@@ -275,9 +284,10 @@ def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], Non
     desk = Desk(str(store.home()), str(study.results), "ray")
     while not study.over:
         number = len(study.finished)
-        values = suggest(study, number)
+        values = study.running[0] if study.running else suggest(study, number)
         if values is None:
             return
+        study.begin(values)
         cell = study.cell_of(values)
         identity = run_id(cell, study.dataset_sha256)
         needs = Resources(cpus=os.cpu_count() or 1)

@@ -1,6 +1,6 @@
 """What a search leaves behind: one file a study, from which it goes on and which stands behind rows of tables.
 
-results/<dataset>/<method>/tuning-<study>.json      trials, budget, curves: written after each trial
+results/<dataset>/<method>/tuning-<study>.json      trials, budget, curves: written before and after each trial
 """
 
 from collections.abc import Sequence
@@ -54,6 +54,7 @@ class Tuning(_Part):
     best_value: float | None
     config: dict[str, JsonValue] | None
     trials: list[Trial]
+    running: list[dict[str, JsonValue]] = []  # settings of trials that are under way, or were when the search was left
 
 
 def read(path: Path) -> Tuning:

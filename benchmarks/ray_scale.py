@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
@@ -24,6 +25,7 @@ from limits import Limit, judged
 from ray.cluster_utils import Cluster
 
 from genrec_bench.benchmark.attempt import Attempt, Job, News, Options
+from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.ray_engine import QUIET, _Watch, open_desk, run_trials
 from genrec_bench.benchmark.ray_worker import CellTrial
 from genrec_bench.methods.base import Resources
@@ -52,8 +54,11 @@ class Count(_Watch):
     """Counts instead of recording."""
 
     def __init__(self) -> None:
-        super().__init__(cast(Any, None), [], lambda: None)
+        super().__init__(cast(Any, SimpleNamespace(progress=Progress())), [], lambda: None)
         self.spans: dict[int, tuple[float, float]] = {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        pass
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         pass

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -272,3 +273,13 @@ def test_which_home_a_worker_has(desk, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert not choose_home(theirs, "ray/other")  # what is there is another's
     assert choose_home(theirs, "ray/mark")
+
+
+def test_several_processes_work_in_the_commands_home(desk, monkeypatch):
+    """Their watcher's machine may have a home of its own: nothing is brought there or carried from there."""
+    for name in ("_provide", "_carry"):
+        monkeypatch.setattr(Attempt, name, lambda self: pytest.fail("that is no work of the watcher's"))
+    worker = Scripted([("event", {"epoch": 1}), ("failed", "fit raised X")])
+    one = Attempt(replace(JOB, processes=2), desk, Options(force=True), False, worker.start)
+    assert finish(one).reason == "fit raised X"
+    assert not worker.works[0].others

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,25 +13,20 @@ from conftest import ROOT
 from test_runner import SASREC, files_of, grid_of, plugin
 from test_runner import run as run_locally
 from test_tuning import levels, poisoned
-from torch import distributed
 
-from genrec_bench.benchmark import desk, models, records, tuning
-from genrec_bench.benchmark import execute as executing
-from genrec_bench.benchmark.attempt import News, job_of
-from genrec_bench.benchmark.execute import run_id
-from genrec_bench.benchmark.process import Work
+from genrec_bench.benchmark import desk, records, tuning
+from genrec_bench.benchmark.attempt import News
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.runner import Interrupted, stop_signals
 from genrec_bench.benchmark.suite import cells, make_suite
 from genrec_bench.benchmark.tuning_records import Trial
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.methods.base import Resources
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 from optuna.trial import TrialState  # noqa: E402 - after the skip
 
-from genrec_bench.benchmark import ray_engine, ray_search, ray_worker  # noqa: E402
+from genrec_bench.benchmark import ray_engine, ray_search  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,55 +169,6 @@ def test_two_processes_train_one_cell(stored, tmp_path):
         assert two.metrics[name].mean == pytest.approx(metric.mean, abs=0.02), name  # a near tie may fall the other way
 
 
-class Noting(desk.Desk):
-    """Keeps what comes home, of which only one folder can be at a time in one process."""
-
-    def deliver(self, dataset, method, run_id, tree, model=None):
-        self.delivered = (run_id, tree, model)
-
-
-@pytest.fixture
-def together(stored, tmp_path, monkeypatch):
-    """What one of a cell's processes is given, on a machine with a home and variables of its own."""
-    monkeypatch.setenv("GENREC_BENCH_API_KEY", "theirs")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(ray_worker, "_Proxy", lambda handle: handle)
-    (cell,) = grid_of()
-    sha256 = store.load(cell.dataset).sha256
-    job = job_of(0, cell, run_id(cell, sha256), sha256, Resources(processes=2))
-    environment = {"GENREC_BENCH_HOME": "elsewhere", "GENREC_BENCH_API_KEY": "ours", "CUDA_VISIBLE_DEVICES": ""}
-    work = Work(job.cell, tmp_path / "finished", 1, keep_model=True, environment=environment)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield {"work": work, "job": job, "desk": Noting(str(store.home()), str(tmp_path), "mark")}
-    distributed.destroy_process_group()
-
-
-def test_the_model_of_several_processes_comes_home(together):
-    work, job = together["work"], together["job"]
-    assert ray_worker._one_of_them(together) == ("done", None)
-    identity, tree, model = together["desk"].delivered
-    assert identity == job.run_id
-    assert f"tiny/popularity/{identity}/run.json" in tree
-    assert model == desk.read_tree(models.folder(identity))
-    assert "kept.json" in model
-    assert (os.environ["GENREC_BENCH_API_KEY"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("ours", "")
-    assert "ours" not in repr(work)  # which Ray Train shows
-
-
-def test_out_of_memory_in_one_of_several_processes(together, monkeypatch):
-    """It waits for no other; when all have been started again, none of them tries the same batch."""
-
-    def no_memory(*everything):
-        raise MemoryError
-
-    monkeypatch.setattr(executing, "execute", no_memory)
-    monkeypatch.setattr(ray_worker.distributed, "agreed", lambda reason: pytest.fail("it waited for the others"))
-    with pytest.raises(MemoryError):
-        ray_worker._one_of_them(together)
-    monkeypatch.setattr(executing, "execute", lambda *everything: pytest.fail("it was tried again"))
-    assert ray_worker._one_of_them(together) == ("memory", "out of memory")
-
-
 def test_another_version_is_refused_by_name(stored, tmp_path, monkeypatch):
     here = desk.installed([])
     monkeypatch.setattr(desk, "_versions", lambda: {**here, "torch": "0.9"})
@@ -289,6 +236,26 @@ def test_results_that_cannot_be_written(stored, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"Cannot write records in .*file.*give --results a writable folder"):
         run(tmp_path / "file" / "results", ["popularity"])
+
+
+def test_a_disk_that_is_full_for_tune(stored, tmp_path, monkeypatch):
+    """Files may grow to nothing from the time on when Tune is to write its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        return experiment(*arguments)
+
+    experiment = ray_engine.experiment
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "experiment", full)
+        try:
+            with pytest.raises(InputError, match=r"Ray cannot go on here, where it writes in .*File too large"):
+                run(tmp_path, ["popularity"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.rglob("run.json"))
+    assert run(tmp_path, ["popularity"]).done == 1
 
 
 def test_processes_that_there_is_no_room_for(stored, tmp_path):
@@ -392,10 +359,11 @@ def test_what_a_search_on_ray_learns_from(stored, tmp_path):
         for n, state in enumerate(states)
     ]
     other = {**values[0], "shrink": 3.0}
-    proposer = ray_search._Proposer(study, [other])
+    study.running = [other]
+    proposer = ray_search._Proposer(study)
     assert sorted(one.value for one in proposer._ot_study.get_trials(states=[TrialState.COMPLETE])) == [0.4, 0.5]
     assert proposer.suggest("d") == other
-    study.finished = study.finished[1:]  # the method's own settings were under way when it was killed
+    study.finished, study.running = study.finished[1:], []  # a record of before that named none under way
     assert ray_search._Proposer(study).suggest("e") == study.defaults
 
 
@@ -435,6 +403,17 @@ def test_a_search_on_ray_ends_trials_that_fall_behind(stored, tmp_path, capsys):
         times.setdefault(level, []).append(float(at))
     (_, end), (begin, _), *_ = sorted((min(told), max(told)) for told in times.values())
     assert begin < end  # two at a time
+
+
+def test_a_search_on_ray_goes_on_with_what_was_under_way(stored, tmp_path, monkeypatch):
+    suite, results = levels(tmp_path, "1"), tmp_path / "results"
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_search._Watch, "stops", lambda self: len(self.study.running) == 2)
+        (study,) = tuning.tune(suite, {}, results, Progress(quiet=True), 2, None, jobs=2, on_ray={})
+    assert (study.finished, len(study.running)) == ([], 2)
+    (again,) = tuning.tune(suite, {}, results, Progress(quiet=True), 2, None, jobs=1, on_ray={})
+    assert [trial.values for trial in again.finished] == study.running
+    assert again.running == []
 
 
 def test_a_search_on_ray_reads_validation_only(stored, tiny, tmp_path):

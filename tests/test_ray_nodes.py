@@ -1,6 +1,7 @@
 """Two Ray nodes with folders of their own: what is computed on one comes home to the other, also when one is lost."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -47,11 +48,11 @@ class Nodes:
         self.homes: list[Path] = []
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
-    def add(self, cpus: int = 2, **theirs: str) -> Any:
+    def add(self, cpus: int = 2, gpus: int = 0, **theirs: str) -> Any:
         self.homes.append(self.folder / f"node{len(self.homes)}")
         hides = os.pathsep.join([str(self.folder / "hides"), os.environ.get("PYTHONPATH", "")])
         theirs |= {"GENREC_BENCH_HOME": str(self.homes[-1]), "PYTHONPATH": hides}
-        return self.cluster.add_node(num_cpus=cpus, env_vars=theirs)
+        return self.cluster.add_node(num_cpus=cpus, num_gpus=gpus, env_vars=theirs)
 
 
 @pytest.fixture
@@ -179,3 +180,92 @@ def test_a_lost_machines_cells_move_with_their_checkpoints(nodes, stored, tmp_pa
         for folder in (tmp_path / "results", tmp_path / "undisturbed")
     ]
     assert ranks[0] == ranks[1]
+
+
+FOUR = """
+import os
+import time
+from pathlib import Path
+
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+@register("four")
+class Four(Popularity):
+    \"\"\"Ends when four of it are at work.\"\"\"
+
+    def fit(self, train, context):
+        Path(FOLDER, f"gpu-{os.getpid()}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        until = time.monotonic() + 120
+        while len(list(Path(FOLDER).glob("gpu-*"))) < 4:
+            assert time.monotonic() < until, "the others do not come"
+            time.sleep(0.05)
+        super().fit(train, context)
+"""
+
+
+def test_cells_share_a_gpu(nodes, stored, tmp_path):
+    """A pretended one."""
+    nodes.add(cpus=4, gpus=1)
+    (tmp_path / "four.py").write_text(FOUR.replace("FOLDER", repr(str(tmp_path))))
+    grid = grid_of(["four", "markov"], plugins=[str(tmp_path / "four.py")], seeds=[0, 1, 2, 3])
+    asked = {"four": {"gpus": 0.25, "cpus": 1}, "markov": {"gpus": 2}}
+    outcome = ray_engine.run_on_ray(grid, tmp_path / "results", Progress(quiet=True), resources=asked)
+    assert outcome.done == 4
+    assert [path.read_text() for path in tmp_path.glob("gpu-*")] == ["0"] * 4
+    assert set(outcome.failed.values()) == {
+        "no machine is large enough: it asks for CPU 1, GPU 2, at most there is CPU 4, GPU 1"
+    }
+    assert all("markov" in cell for cell in outcome.failed)
+
+
+def test_several_processes_on_a_machine_with_a_home_of_its_own(nodes, stored, tmp_path):
+    nodes.add()
+    tiger = {"method": "tiger", "config": {"epochs": 1}}
+    outcome = ray_engine.run_on_ray(
+        grid_of([tiger]), tmp_path / "results", Progress(quiet=True), resources={"tiger": {"processes": 2}}
+    )
+    (reason,) = outcome.failed.values()
+    assert re.match(rf"its 2 processes need one folder, and machine .* works in {nodes.homes[0]}, not in ", reason)
+
+
+WAITS = """
+import os
+import time
+from pathlib import Path
+
+from genrec_bench.methods.popularity import Popularity
+from genrec_bench.methods.registry import register
+
+
+@register("waits")
+class Waits(Popularity):
+    def fit(self, train, context):
+        Path(FOLDER, "at-work").write_text(str(os.getpid()))
+        time.sleep(600)
+"""
+
+
+def test_the_last_machine_that_could_hold_a_cell_is_lost(nodes, stored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ray_engine, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(ray_engine, "WAIT_S", 3.0)
+    nodes.add(cpus=1)
+    large = nodes.add(cpus=2)
+    (tmp_path / "waits.py").write_text(WAITS.replace("FOLDER", repr(str(tmp_path))))
+
+    def lose_it() -> None:
+        until = time.monotonic() + 120
+        while not (tmp_path / "at-work").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        nodes.cluster.remove_node(large, allow_graceful=False)
+
+    thread = threading.Thread(target=lose_it, daemon=True)
+    thread.start()
+    grid = grid_of(["waits", "popularity", "markov"], plugins=[str(tmp_path / "waits.py")])
+    outcome = ray_engine.run_on_ray(grid, tmp_path / "results", Progress(), 120.0, resources={"waits": {"cpus": 2}})
+    thread.join()
+    assert outcome.done == 2
+    reason = "no machine is large enough: it asks for CPU 2, at most there is CPU 1"
+    assert list(outcome.failed.values()) == [f"{reason}, for 0.05 minutes"]
+    assert capsys.readouterr().err.count(f"waits for a machine: {reason}\n") == 1

@@ -142,11 +142,18 @@ def test_a_trial_that_was_killed_goes_on_with_its_curve_and_its_time(stored, tmp
         with pytest.raises(Killed):
             search(tmp_path / "parts", trials=1, budget_s=600.0, suite=suite)
     (path,) = tmp_path.glob("parts/tiny/sasrec/tuning-*.json")
-    spent = json.loads(path.read_text())["spent_seconds"]
+    content = json.loads(path.read_text())
+    spent = content["spent_seconds"]
     assert spent > 0
-    (parts,) = search(tmp_path / "parts", trials=1, budget_s=600.0, suite=suite)
+    assert content.pop("running") == [whole.defaults]
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "suggest", lambda study, number: pytest.fail("another trial is begun"))
+        (parts,) = search(tmp_path / "parts", trials=1, budget_s=600.0, suite=suite)
     assert told(parts) == told(whole)
     assert parts.spent_s > spent
+    assert json.loads(path.read_text())["running"] == []
+    path.write_text(json.dumps(content))  # as records were that said nothing of this
+    assert told(search(tmp_path / "parts", trials=1, budget_s=600.0, suite=suite)[0]) == told(whole)
 
 
 def test_a_curve_is_told_once_and_without_stages(home):
@@ -180,6 +187,8 @@ def test_a_third_of_the_trials_goes_on(curve, behind_them):
 def test_nobody_is_ended_without_a_rival():
     assert not pruning.fallen_behind([0.0] * 10, [[1.0, 1.0]])
     assert pruning.fallen_behind([0.5] * 30, [[0.4] * 26, [0.4] * 27, [0.6] * 27]) == 27
+    assert not pruning.fallen_behind([0.1] * 8, [[0.9] * 9], judged=3)
+    assert pruning.fallen_behind([0.1] * 9, [[0.9] * 9], judged=3) == 9
     said = [pruning.why([0.0] * count).rsplit(" ", 1)[1] for count in (2, 3, 8, 9, 26, 27)]
     assert said == ["0", "3", "3", "9", "9", "27"]
 
