@@ -105,6 +105,7 @@ def test_every_paper_has_its_counts_on_the_data_sets_card():
         told = [one for one in catalogue.card(dataset).published if paper in one.source]
         assert len(told) == 1, (paper, dataset)
         assert published.same_cut(paper, dataset, (told[0].users, told[0].items, told[0].interactions))
+    assert {row.paper for row in published.rows() if row.protocol == "cand20"} == set(published.SAMPLERS)
 
 
 @pytest.mark.parametrize(
