@@ -376,9 +376,10 @@ class _Watch(tune.Callback):
             self.grid.outcome.already += 1
             self.grid.progress.finished(cell, "already there")
         elif news.done:
-            if news.run_id not in (None, identity):  # half the batch: another run
-                self.grid.outcome.run_ids.append(news.run_id)
-            self._close(number, news.reason)
+            instead = None if news.run_id == identity else news.run_id
+            if instead is not None:  # half the batch: another run
+                self.grid.outcome.run_ids.append(instead)
+            self._close(number, news.reason, instead)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cell = self.missing[trial.config["job"]["number"]][0]
@@ -404,10 +405,10 @@ class _Watch(tune.Callback):
             self._begun.add(number)
             self.grid.progress.begin(self.missing[number][0])
 
-    def _close(self, number: int, reason: str | None) -> None:
+    def _close(self, number: int, reason: str | None, instead: str | None = None) -> None:
         self.left.pop(number, None)
         try:
-            self.grid.close(*self.missing[number], reason)
+            self.grid.close(*self.missing[number], reason, instead)
         except InputError as error:
             self.fault = self.fault or str(error)
 
