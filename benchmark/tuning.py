@@ -60,6 +60,7 @@ class Study:
     running: list[Values] = field(default_factory=list)  # of trials under way, or that are to be gone on with
     spent_s: float = 0.0
     _since: float = 0.0  # when time was counted last
+    _offered: tuple[int, float] = (0, 0.0)  # trials and seconds of the commands before
 
     def __post_init__(self) -> None:
         self.space = _space(self.cell, self.fixed)
@@ -156,6 +157,13 @@ class Study:
             before = read(self.path)
             self.finished, self.spent_s = list(before.trials), before.spent_seconds
             self.running = [values for values in before.running if self.accepts(values)]
+            self._offered = before.budget_trials, before.budget_seconds or math.inf
+
+    def offer(self) -> None:
+        """Note what may be spent, where it is more than what was offered before: also if all trials are there."""
+        trials, seconds = self._offered
+        if self.path.exists() and (self.trials > trials or (self.budget_s or math.inf) > seconds):
+            self._write(self.finished, self.running)
 
     def begin(self, values: Values) -> None:
         """Note a trial that is under way, on disk first; InputError where it cannot be."""
@@ -256,6 +264,7 @@ def tune(
         for study in studies:
             with study.held(progress, raise_if_stopped):
                 study.go_on()
+                study.offer()
                 progress.say(
                     f"{study.cell.label} · {study.cell.dataset}: {len(study.finished)} of {trials} trials are there"
                 )

@@ -19,7 +19,7 @@ from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.runner import lock_of, run_grid
 from genrec_bench.benchmark.standings import render
 from genrec_bench.benchmark.suite import cells, make_suite, read_suite
-from genrec_bench.benchmark.tuning_records import behind, read_all
+from genrec_bench.benchmark.tuning_records import behind, read, read_all
 from genrec_bench.benchmark.tuning_report import write_suite
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -307,6 +307,19 @@ def test_a_failing_trial_and_the_end_of_the_time(stored, tmp_path):
     assert 12.0 <= study.spent_s < 25  # the sleeping one took the rest
     (again,) = search(tmp_path / "results", trials=9, budget_s=12.0, suite=suite)
     assert told(again) == told(study)
+
+
+def test_more_time_is_noted_also_where_no_trial_is_left(stored, tmp_path):
+    (study,) = search(tmp_path, trials=2, budget_s=600.0)
+    trials, seconds = told(study), study.spent_s
+    (again,) = search(tmp_path, trials=2, budget_s=900.0)
+    kept = read(again.path)
+    assert (kept.budget_seconds, kept.budget_trials) == (900.0, 2)
+    assert told(again) == trials
+    assert kept.spent_seconds == pytest.approx(seconds, abs=30)  # what is written is rounded
+    before = again.path.read_bytes()
+    search(tmp_path, trials=1, budget_s=300.0)
+    assert again.path.read_bytes() == before
 
 
 def test_the_command(command, stored, tmp_path):
