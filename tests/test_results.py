@@ -17,6 +17,7 @@ TABLES = {"LEADERBOARD.md": "md", "leaderboard.csv": "csv", "leaderboard.json": 
 KEPT = {"run.json", "ranks.parquet"}
 RUNS = sorted(path.parent for path in RESULTS.glob("*/*/*/run.json"))
 STUDIES = "tuning-*.json"
+SEARCHED = "tuned_*.yaml"  # suites with the best settings of searches
 
 
 def committed_files() -> list[Path]:
@@ -114,7 +115,14 @@ def test_results_stay_small_and_clean():
         if path.name not in KEPT | set(TABLES)
         and not any(
             path.match(kept)
-            for kept in ("users-*.parquet", "candidates-*.parquet", "*.failed.json", STUDIES, "pictures/*/*.png")
+            for kept in (
+                "users-*.parquet",
+                "candidates-*.parquet",
+                "*.failed.json",
+                STUDIES,
+                SEARCHED,
+                "pictures/*/*.png",
+            )
         )
     ]
     assert not strays
