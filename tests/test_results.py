@@ -17,6 +17,7 @@ TABLES = {"LEADERBOARD.md": "md", "leaderboard.csv": "csv", "leaderboard.json": 
 KEPT = {"run.json", "ranks.parquet"}
 RUNS = sorted(path.parent for path in RESULTS.glob("*/*/*/run.json"))
 STUDIES = "tuning-*.json"
+TOGETHER = ("users-*.parquet", "candidates-*.parquet")  # of all runs of a data set and protocol
 SEARCHED = "tuned_*.yaml"  # suites with the best settings of searches
 
 
