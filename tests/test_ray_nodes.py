@@ -205,9 +205,11 @@ class Four(Popularity):
 """
 
 
-def test_cells_share_a_gpu(nodes, stored, tmp_path):
+def test_cells_share_a_gpu(nodes, stored, tmp_path, monkeypatch):
     """A pretended one."""
-    nodes.add(cpus=4, gpus=1)
+    with monkeypatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        nodes.add(cpus=4, gpus=1)
     (tmp_path / "four.py").write_text(FOUR.replace("FOLDER", repr(str(tmp_path))))
     grid = grid_of(["four", "markov"], plugins=[str(tmp_path / "four.py")], seeds=[0, 1, 2, 3])
     asked = {"four": {"gpus": 0.25, "cpus": 1}, "markov": {"gpus": 2}}
