@@ -317,7 +317,8 @@ def _hardware(device: str) -> str:
         ]
     except OSError:
         models = []
-    return f"{models[0] if models else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
+    name = models[0] if models else platform.processor() or "CPU"  # cloud machines hide the model: say what it can
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @lru_cache

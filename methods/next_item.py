@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.methods import losses
 from genrec_bench.methods.base import Context, Method, MethodConfig, Rate, Resources, Scale
+from genrec_bench.methods.precision import product_dtype
 from genrec_bench.methods.scoring import Scorer
 
 
@@ -43,7 +44,7 @@ class NextItemConfig(TrainingConfig):
     dropout: Rate = 0.5  # of the embedded items
     loss: Literal["ce", "sampled_ce", "bce"] = "ce"  # full softmax, shared uniform negatives, one negative a position
     negatives: PositiveInt = 1024  # of sampled_ce, per step
-    low_precision_loss: bool = True  # bf16 products in the full softmax (weights and optimiser stay float32)
+    low_precision_loss: bool = True  # bf16 products in the full softmax, where the processor has them
     weight_decay: NonNegativeFloat = 0.0
     batch_positions: PositiveInt = 1024  # targets a step: positions weigh the same whatever the lengths
 
@@ -217,9 +218,7 @@ def next_item_loss(
 ) -> Tensor:
     """The loss that ``config`` names: hidden (P, d) against the vectors (N, d) of all items, targets (P,)."""
     if config.loss == "ce":
-        return losses.full_softmax(
-            hidden, table, targets, torch.bfloat16 if config.low_precision_loss else torch.float32
-        )
+        return losses.full_softmax(hidden, table, targets, product_dtype(config.low_precision_loss, hidden.device.type))
     count = config.negatives if config.loss == "sampled_ce" else len(targets)
     negatives = torch.from_numpy(rng.integers(0, len(table), count)).to(hidden.device)
     return (losses.sampled_softmax if config.loss == "sampled_ce" else losses.binary)(hidden, table, targets, negatives)

@@ -25,6 +25,7 @@ from genrec_bench.methods.dropout import dropout
 from genrec_bench.methods.language import attention
 from genrec_bench.methods.language.batches import Packed, Pairs
 from genrec_bench.methods.language.sharing import SharedWeights, share
+from genrec_bench.methods.precision import product_dtype
 
 Batch = Packed | Pairs
 
@@ -61,7 +62,7 @@ class TrainingConfig(MethodConfig):
     validation_users: NonNegativeInt = 2000  # fixed sample that selects the epoch; 0: all
     dropout: Rate = 0.2
     averaging: Rate = 0.998  # of the weights, a step; 0 keeps the last ones
-    bf16: bool = True  # bf16 products (weights and optimiser stay float32)
+    bf16: bool = True  # bf16 products where the processor has them (weights and optimiser stay float32)
     gradient_checkpointing: bool = False  # recompute activations instead of keeping them
     sharding: bool = False  # under torchrun: layers' weights spread over the processes, not whole in each
 
@@ -102,7 +103,10 @@ def train_language_model(
     from 0, before its batches are asked for. Of several processes all validate, in step: a
     sharded model needs all of them to answer; rank 0's score counts.
     """
-    whole_again = share(model, config.sharding, config.bf16)
+    products = product_dtype(config.bf16, context.device)
+    if config.bf16 and products != torch.bfloat16:
+        context.log(stage="train", note="this processor has no bfloat16 products: they are computed in float32")
+    whole_again = share(model, config.sharding, products == torch.bfloat16)
     weights = SharedWeights(model)
     trained = weights.parts
     decayed = [value for value in trained.values() if value.ndim > 1]
@@ -197,6 +201,7 @@ class _Stepper(Generic[B]):
         self.config, self.context = config, context
         self.steps = max(steps_an_epoch * config.epochs, 2)  # the rate of the last step may be 0, of an only one not
         self.parts, self.halved = config.micro_batches, False
+        self.products = product_dtype(config.bf16, context.device)
 
     def step(self, batch: B, progress: _Progress) -> float:
         """Mean loss of the batch's targets; weights moved."""
@@ -242,7 +247,7 @@ class _Stepper(Generic[B]):
             # all processes run a sharded model equally often, one without rows on a row that counts for nothing
             rows = (first, last) if last > first else (0, 1)
             part = batch.part(*rows) if rows != (0, len(batch)) else batch
-            with torch.autocast(device, torch.bfloat16, enabled=self.config.bf16):
+            with torch.autocast(device, torch.bfloat16, enabled=self.products == torch.bfloat16):
                 loss = self.loss_of(part.to(device)) * ((last > first) / targets)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
