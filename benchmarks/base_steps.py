@@ -31,6 +31,7 @@ from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.eager_llm import EagerLLM
 from genrec_bench.methods.language.codes import CodeLoss, Contrast
 from genrec_bench.methods.language.training import Batch
+from genrec_bench.methods.precision import products
 
 PARTS = 10
 PROBES = 8  # batches set apart
@@ -55,7 +56,7 @@ class FirstSteps(EagerLLM):
         """Mean loss a target of the batches that are set apart."""
         total = targets = 0.0
         for batch in self.apart():
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+            with products(self.config.bf16, "cpu"):
                 total += float(self.loss_of(batch))
             targets += int((batch.levels >= -1).sum())
         return total / targets

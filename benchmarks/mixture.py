@@ -28,6 +28,7 @@ from genrec_bench.methods.artefacts import ArtefactCache
 from genrec_bench.methods.base import Context
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.eager_llm import EagerLLM
+from genrec_bench.methods.precision import products
 
 WARM_UP = 3  # steps
 TARGET_RATIO = 1.3
@@ -48,7 +49,7 @@ class Untrained(EagerLLM):
     def step(self, batch: Any) -> None:
         """One optimiser step."""
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with products(True, "cpu"):
             loss = self.loss_of(batch) / len(batch.targets)
         loss.backward()
         self.optimiser.step()

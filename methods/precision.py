@@ -15,6 +15,12 @@ def product_dtype(low: bool, device: str) -> torch.dtype:
     return torch.bfloat16 if low and _has_bfloat16(device.partition(":")[0]) else torch.float32
 
 
+def products(low: bool, device: str) -> torch.autocast:
+    """A context whose matrix products are computed in `product_dtype`."""
+    dtype = product_dtype(low, device)
+    return torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
 def _has_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

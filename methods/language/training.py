@@ -25,7 +25,7 @@ from genrec_bench.methods.dropout import dropout
 from genrec_bench.methods.language import attention
 from genrec_bench.methods.language.batches import Packed, Pairs
 from genrec_bench.methods.language.sharing import SharedWeights, share
-from genrec_bench.methods.precision import product_dtype
+from genrec_bench.methods.precision import product_dtype, products
 
 Batch = Packed | Pairs
 
@@ -103,10 +103,10 @@ def train_language_model(
     from 0, before its batches are asked for. Of several processes all validate, in step: a
     sharded model needs all of them to answer; rank 0's score counts.
     """
-    products = product_dtype(config.bf16, context.device)
-    if config.bf16 and products != torch.bfloat16:
+    low = product_dtype(config.bf16, context.device) == torch.bfloat16
+    if config.bf16 and not low:
         context.log(stage="train", note="this processor has no bfloat16 products: they are computed in float32")
-    whole_again = share(model, config.sharding, products == torch.bfloat16)
+    whole_again = share(model, config.sharding, low)
     weights = SharedWeights(model)
     trained = weights.parts
     decayed = [value for value in trained.values() if value.ndim > 1]
@@ -201,7 +201,6 @@ class _Stepper(Generic[B]):
         self.config, self.context = config, context
         self.steps = max(steps_an_epoch * config.epochs, 2)  # the rate of the last step may be 0, of an only one not
         self.parts, self.halved = config.micro_batches, False
-        self.products = product_dtype(config.bf16, context.device)
 
     def step(self, batch: B, progress: _Progress) -> float:
         """Mean loss of the batch's targets; weights moved."""
@@ -247,7 +246,7 @@ class _Stepper(Generic[B]):
             # all processes run a sharded model equally often, one without rows on a row that counts for nothing
             rows = (first, last) if last > first else (0, 1)
             part = batch.part(*rows) if rows != (0, len(batch)) else batch
-            with torch.autocast(device, torch.bfloat16, enabled=self.products == torch.bfloat16):
+            with products(self.config.bf16, device):
                 loss = self.loss_of(part.to(device)) * ((last > first) / targets)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
