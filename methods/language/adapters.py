@@ -4,7 +4,9 @@ Adapters are written as PEFT writes them (safetensors): ``PeftModel.from_pretrai
 rows for the tokenizer that lies beside them.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,8 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> N
     if len(tokenizer) > rows:
         backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
-        adapted = PeftModel.from_pretrained(backbone.model, folder, is_trainable=trainable)
+        with _quiet():
+            adapted = PeftModel.from_pretrained(backbone.model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(f"The adapter in {folder} is not one of this model: {first_line}") from error
@@ -145,7 +148,8 @@ def _with_adapters(backbone: Backbone, lora: LoraSettings, trainable_rows: Seque
         task_type=TASKS[backbone.kind],
     )
     try:
-        return _with_quick_dropout(get_peft_model(backbone.model, config))
+        with _quiet():
+            return _with_quick_dropout(get_peft_model(backbone.model, config))
     except ValueError as error:
         if lora.targets is None:
             raise
@@ -154,6 +158,14 @@ def _with_adapters(backbone: Backbone, lora: LoraSettings, trainable_rows: Seque
         raise InputError(
             f"LoRA targets {', '.join(lora.targets)} are not in this model; its linear layers: {', '.join(linear)}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warning that peft calls one of its properties by an older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _with_quick_dropout(model: Any) -> Any:
