@@ -8,7 +8,7 @@ rankings by content. Exit code 1 on any difference, on a cell that failed, or wh
 
 Metrics are equal where a cell has the same number of threads: the local engine gives it cores / jobs of them, Ray its
 ``cpus`` (1 unless asked otherwise). ``--jobs`` is therefore the number of cores by default. ``--quick`` is a suite of
-counting and a small network on synthetic data instead; the quick start takes 15 minutes an engine on two cores.
+counting and a small network on synthetic data instead; the quick start takes 11 minutes an engine on two cores.
 """
 
 import argparse
