@@ -24,6 +24,6 @@ def products(low: bool, device: str) -> torch.autocast:
 def _has_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":  # also true with AVX512 alone, where oneDNN converts on the fly: about as fast as float32
+    if kind == "cpu":  # also true with AVX512 alone, where oneDNN converts on the fly
         return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True

@@ -114,16 +114,6 @@ def test_results_stay_small_and_clean():
         path
         for path in files
         if path.name not in KEPT | set(TABLES)
-        and not any(
-            path.match(kept)
-            for kept in (
-                "users-*.parquet",
-                "candidates-*.parquet",
-                "*.failed.json",
-                STUDIES,
-                SEARCHED,
-                "pictures/*/*.png",
-            )
-        )
+        and not any(path.match(kept) for kept in (*TOGETHER, "*.failed.json", STUDIES, SEARCHED, "pictures/*/*.png"))
     ]
     assert not strays
