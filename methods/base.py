@@ -43,11 +43,14 @@ class MethodConfig(BaseModel):
     that is sampled on a log scale; dots lead into a group (``lm.settings.dropout``). ``batch_field`` names the field
     that says how much is computed at a time, where there is one. ``incidental`` names fields that change how an answer
     is come by, never the answer (an address, a price, a number of tries): two runs that differ in them alone are one.
+    ``added`` gives fields that came after the first records the value that those were made with: at that value they
+    stand in no id, so that the records count on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     search_space: ClassVar[dict[str, list[Any] | tuple[float, float]]] = {}
     incidental: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[dict[str, Any]] = {}
     batch_field: ClassVar[str | None] = None
 
     def less_memory(self) -> "MethodConfig | None":
@@ -62,7 +65,8 @@ class MethodConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The plain values that determine a result."""
-        return self.model_dump(mode="json", exclude=set(self.incidental))
+        values = self.model_dump(mode="json", exclude=set(self.incidental))
+        return {name: value for name, value in values.items() if name not in self.added or value != self.added[name]}
 
     def contents(self) -> dict[str, str]:
         """Field -> hash of what is in the file or folder that it names; dots lead into groups.

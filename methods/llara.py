@@ -49,7 +49,7 @@ class LLaRA(CandidateLanguageModel):
         return None if self.config.curriculum == "text_only" else encoder_table(self.config, train, context)
 
     def tune(self, train: TrainView, context: Context) -> None:
-        loss = AnswerLoss(self.model)
+        loss = AnswerLoss(self.model, history=self.config.history_loss)
         curriculum = self.config.curriculum
 
         def style_at(share: float) -> Callable[[np.random.Generator], Style]:

@@ -16,19 +16,17 @@ Deviation: vectors of items that nobody took in training are the mean of the oth
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from genrec_bench.datasets.interactions import TrainView
 from genrec_bench.methods.base import Context, MethodConfig
-from genrec_bench.methods.candidates.language import CandidateLanguageModel
+from genrec_bench.methods.candidates.language import CandidateLanguageModel, Weight
 from genrec_bench.methods.candidates.prompts import HYBRID, TITLES, Style
 from genrec_bench.methods.candidates.tables import EncoderConfig, encoder_table, printed_encoder
 from genrec_bench.methods.candidates.tuning import AnswerLoss
-
-Weight = Annotated[float, Field(ge=0.0, le=10.0)]
 
 
 class ItemSettings(MethodConfig):
@@ -148,6 +146,7 @@ class RSLLM(CandidateLanguageModel):
         gamma, beta = contrast.weights
         return AnswerLoss(
             self.model,
+            history=self.config.history_loss,
             pool=contrast.pool,
             positions=self.config.batch_tokens,
             gamma=gamma,

@@ -38,5 +38,5 @@ class TALLRec(CandidateLanguageModel):
     tuned = True
 
     def tune(self, train: TrainView, context: Context) -> None:
-        loss = AnswerLoss(self.model)
+        loss = AnswerLoss(self.model, history=self.config.history_loss)
         self.train_stage(train, context, loss, self.config, lambda share: lambda rng: TITLES)

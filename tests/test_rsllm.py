@@ -403,3 +403,29 @@ def test_parts_of_a_step_weigh_as_the_whole():
     parts = sum(float(loss(batch.part(first, first + 1)).detach()) for first in range(2))
     assert parts == pytest.approx(whole, rel=1e-5)
     assert len(batch.levels) == sum(int(np.isin(row.kinds, (ANSWER, END)).sum()) for p in batch.pools for row in p.rows)
+
+
+@pytest.mark.parametrize("positions", [10**9, 1])
+def test_the_history_is_learned_beside_the_answer(positions):
+    """Each of its titles' tokens by the tokens before it; not the wording, the candidates, markers or vectors."""
+    method = made()
+    style = style_of(method.config, 2)
+    batch = batch_of(pool_of(method, style), pool_of(method, style, seed=4))
+    rows = [row for pool in batch.pools for row in pool.rows]
+    assert all((row.tokens[row.kinds == HISTORY] < 0).any() for row in rows)
+    answers, titles = [], []
+    for row in rows:
+        tokens = torch.from_numpy(row.tokens)
+        with torch.no_grad():
+            logits = method.model.lm.get_output_embeddings()(method.model.states(tokens[None])[0])
+        for place in range(1, len(tokens)):
+            into = {ANSWER: answers, END: answers, HISTORY: titles}.get(int(row.kinds[place]))
+            if into is not None and tokens[place] >= 0:
+                into.append(-float(logits[place - 1].log_softmax(0)[tokens[place]]))
+    assert batch.shown == len(titles) > 0
+    plain = {"positions": positions, "gamma": 0.3, "beta": 0.4, "pool": 3}
+    expected = float(AnswerLoss(method.model, **plain)(batch)) + 0.5 * len(answers) * np.mean(titles)
+    loss = AnswerLoss(method.model, history=0.5, **plain)
+    assert float(loss(batch)) == pytest.approx(expected, rel=1e-5)
+    parts = sum(float(loss(batch.part(first, first + 1))) for first in range(2))
+    assert parts == pytest.approx(expected, rel=1e-5)

@@ -104,6 +104,18 @@ def test_incidental_settings_make_no_other_run(tmp_path):
         grid(text.format(", ".join(rows)), tmp_path)
 
 
+def test_a_setting_added_later_leaves_old_runs_their_ids(tmp_path):
+    base = "__import__('genrec_bench.methods.base').methods.base.MethodConfig"
+    before = f"\n    class Config({base}):\n        depth: int = 1\n"
+    ids = []
+    for fields in (before, before + "        width: float = 2.0\n        added = {'width': 2.0}\n"):
+        (tmp_path / "grows.py").write_text(PLUGIN + fields)
+        cell = grid("methods: [mine]\ndatasets: [a]\nplugins: [grows.py]\n", tmp_path)[0]
+        ids.append(cell.config.identity())
+    assert ids[0] == ids[1] == {"depth": 1}
+    assert cell.config.model_copy(update={"width": 3.0}).identity() == {"depth": 1, "width": 3.0}
+
+
 def test_some_rows_of_a_suite(tmp_path, command, stored):
     """By label or method, with their own config; a method that is no row stands with its own settings."""
     text = (

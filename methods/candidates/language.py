@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from genrec_bench.methods.language.training import TrainingConfig, add_dropout, 
 from genrec_bench.methods.next_item import count_parameters
 
 BACKBONES = {"tiny": "tiny", "base": "base", "paper": "meta-llama/Llama-2-7b-hf"}
+Weight = Annotated[float, Field(ge=0.0, le=10.0)]
 Decode = Literal["free", "trie", "loglik"]
 
 
@@ -82,10 +83,12 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
     rows.
     """
 
+    added: ClassVar[dict[str, Any]] = {"history_loss": 0.0}
     lora: AnswerLora = Field(default_factory=AnswerLora)  # of pretrained models
     batch: PositiveInt = 32  # rows a step
     rows_at_a_time: PositiveInt = 16  # computed at a time where there is no contrast
     examples: NonNegativeInt = 8  # targets of each training sequence an epoch, at random; 0: all of them
+    history_loss: Weight = 0.0  # of the history's titles, learned beside the answer (as TALLRec's train_on_inputs)
     least_history: PositiveInt = 3  # items before a target, as the protocol has
     candidates: PositiveInt = 20  # in a training question
     vary: bool = True  # the template is drawn for each training question; the test asks by ``template``

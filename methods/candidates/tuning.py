@@ -15,7 +15,7 @@ are its loss and its pooled states. The gradient is that of the whole pool at on
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -82,10 +82,17 @@ class PooledBatch:
         return self.whole.learned if self.whole else len(self.levels)
 
     @cached_property
+    def shown(self) -> int:
+        """Tokens of the histories' titles."""
+        if self.whole:
+            return self.whole.shown
+        return sum(int(written(row.tokens, row.kinds).sum()) for pool in self.pools for row in pool.rows)
+
+    @cached_property
     def levels(self) -> Tensor:
-        """A zero for each token that is learned."""
-        kinds = [row.kinds for pool in self.pools for row in pool.rows]
-        return torch.zeros(int(sum(((kind == ANSWER) | (kind == END)).sum() for kind in kinds)), dtype=torch.int64)
+        """A zero for each token of an answer."""
+        count = sum(int(answering(row.kinds).sum()) for pool in self.pools for row in pool.rows)
+        return torch.zeros(count, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.pools)
@@ -100,23 +107,25 @@ class PooledBatch:
 
 
 class AnswerLoss:
-    """The summed loss of a batch's answer tokens, with the contrast that has a weight.
+    """The summed loss of a batch's answer tokens, with what else has a weight.
 
-    ``gamma`` weighs L_I, ``beta`` L_U; ``pool`` rows are each other's negatives, computed ``positions`` at a time. With
-    both weights 0 no state is pooled, and rows need not be computed together.
+    ``history`` weighs the mean loss of the titles in the history, each read after those before it. ``gamma`` weighs
+    L_I, ``beta`` L_U; ``pool`` rows are each other's negatives, computed ``positions`` at a time. With both weights 0
+    no state is pooled, and rows need not be computed together.
     """
 
     def __init__(
         self,
         model: PromptedModel,
         *,
+        history: float = 0.0,
         pool: int = 0,
         positions: int = 10**9,
         gamma: float = 0.0,
         beta: float = 0.0,
         temperature: float = 0.5,
     ):
-        self.model = model
+        self.model, self.history = model, history
         self.positions = positions if gamma or beta else 10**9
         self.gamma, self.beta, self.temperature = gamma, beta, temperature
         self.pool = pool if gamma or beta else 0
@@ -125,14 +134,15 @@ class AnswerLoss:
         """A scalar with a gradient; divided by the batch's learned tokens it is L."""
         total = torch.zeros((), device=self.model.device)
         for pool in batch.pools:
-            answers, towers = self._computed(pool)
+            share = self.history * batch.learned / max(batch.shown, 1) if self.history else 0.0
+            answers, towers = self._computed(pool, share)
             total = total + answers
             if towers is not None:
                 total = total + batch.learned / batch.rows * self._contrast(*towers)
         return total
 
-    def _computed(self, pool: Pool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
-        """The pool's loss over answers, and its g^U, g^(I|U), g^I and targets, in one order."""
+    def _computed(self, pool: Pool, share: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
+        """The pool's loss, histories' tokens times ``share``; its g^U, g^(I|U), g^I and targets, in one order."""
         chunks, device = pool.chunks(self.positions), self.model.device
         outputs: list[tuple[Tensor, ...]] = []
         for number, chunk in enumerate(chunks):
@@ -141,9 +151,9 @@ class AnswerLoss:
                 arrays += padded([pool.alone[row] for row in chunk], 0, left=False)
             given = [torch.from_numpy(array).to(device) for array in arrays]
             if number + 1 == len(chunks):  # its activations are the first that the backward pass wants
-                outputs.append(self._chunk(*given))
+                outputs.append(self._chunk(share, *given))
             else:
-                outputs.append(checkpoint(self._chunk, *given, use_reentrant=False))
+                outputs.append(checkpoint(self._chunk, share, *given, use_reentrant=False))
         losses, *towers = zip(*outputs, strict=True)
         targets = torch.from_numpy(pool.targets[np.concatenate(chunks)]).to(device)
         answers = torch.stack(losses).sum()
@@ -152,16 +162,22 @@ class AnswerLoss:
         user, conditioned, alone = (torch.cat(parts) for parts in towers)
         return answers, (user, conditioned, alone, targets)
 
-    def _chunk(self, tokens: Tensor, kinds: Tensor, *alone: Tensor) -> tuple[Tensor, ...]:
-        """Summed loss of some rows' answers and, where ``alone`` gives their targets, pooled states (n, h) each."""
+    def _chunk(self, share: float, tokens: Tensor, kinds: Tensor, *alone: Tensor) -> tuple[Tensor, ...]:
+        """Summed loss of some rows' tokens and, where ``alone`` gives their targets, pooled states (n, h) each."""
         hidden = self.model.states(tokens)
-        learned = (kinds[:, 1:] == ANSWER) | (kinds[:, 1:] == END)
-        logits = CausalTokens(self.model).logits(hidden[:, :-1][learned], None)
-        loss = functional.cross_entropy(logits.float(), tokens[:, 1:][learned], reduction="sum")
+        loss = self._read(hidden, tokens, answering(kinds))
+        if share:
+            loss = loss + share * self._read(hidden, tokens, written(tokens, kinds))
         if not alone:
             return (loss,)
         by_itself = pooled(self.model.states(alone[0]), alone[1] == ANSWER)
         return loss, pooled(hidden, kinds == HISTORY), pooled(hidden, kinds == ANSWER), by_itself
+
+    def _read(self, hidden: Tensor, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """Summed cross-entropy of the ``chosen`` (B, P) tokens, each from the state before it."""
+        chosen = chosen[:, 1:]
+        logits = CausalTokens(self.model).logits(hidden[:, :-1][chosen], None)
+        return functional.cross_entropy(logits.float(), tokens[:, 1:][chosen], reduction="sum")
 
     def _contrast(self, user: Tensor, conditioned: Tensor, alone: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), device=alone.device)
@@ -170,6 +186,19 @@ class AnswerLoss:
         if self.beta:
             total = total + self.beta * info_nce(user, alone, targets, self.temperature)
         return total
+
+
+Kinds = TypeVar("Kinds", np.ndarray, Tensor)
+
+
+def answering(kinds: Kinds) -> Kinds:
+    """Where the answer and its end are."""
+    return (kinds == ANSWER) | (kinds == END)
+
+
+def written(tokens: Kinds, kinds: Kinds) -> Kinds:
+    """Where the words of the history's items are: markers and vectors are no words."""
+    return (kinds == HISTORY) & (tokens >= 0)
 
 
 def pooled(hidden: Tensor, chosen: Tensor) -> Tensor:
