@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.candidates.language import TunedConfig
 from genrec_bench.methods.candidates.wording import (
     MARK,
     NO_HISTORY,
@@ -60,7 +61,24 @@ def test_there_are_four_templates_and_no_two_are_alike():
     texts = {writer(template=template).ask(HISTORY, CANDIDATES).text() for template in range(len(TEMPLATES))}
     assert len(texts) == len(TEMPLATES) >= 4
     with pytest.raises(ValueError, match="less than"):
-        CandidatesConfig(template=len(TEMPLATES))
+        CandidatesConfig(template=len(TEMPLATES) + 1)
+
+
+@pytest.mark.parametrize("kind", NOUNS)
+def test_candidates_first(kind):
+    """The answer is the next line of the history."""
+    question = writer(kind=kind, template=len(TEMPLATES)).ask(HISTORY, CANDIDATES)
+    lines = question.text().split("\n")
+    assert [line for line in lines if line in TITLES] == ["Up", "Jaws", "Antz", "Alien", "Heat"]
+    assert lines[-1] == "Heat"
+    assert question.titles == ["Up", "Jaws", "Antz"]
+    assert NOUNS[kind].one in question.text()
+    assert "{" not in question.text()
+    nothing = writer(kind=kind, template=len(TEMPLATES)).ask(HISTORY[:0], CANDIDATES)
+    assert nothing.text().split("\n")[-1] == NO_HISTORY
+    assert nothing.titles == ["Up", "Jaws", "Antz"]
+    with pytest.raises(ValueError, match="vary=false"):
+        TunedConfig(template=len(TEMPLATES))
 
 
 def test_a_template_may_be_drawn():

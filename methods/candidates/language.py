@@ -91,12 +91,18 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
     history_loss: Weight = 0.0  # of the history's titles, learned beside the answer (as TALLRec's train_on_inputs)
     least_history: PositiveInt = 3  # items before a target, as the protocol has
     candidates: PositiveInt = 20  # in a training question
-    vary: bool = True  # the template is drawn for each training question; the test asks by ``template``
+    vary: bool = True  # one of five templates is drawn for each training question; the test asks by ``template``
 
     @model_validator(mode="after")
     def _memory_has_one_bound(self) -> Self:
         if self.micro_batches != 1:
             raise ValueError("micro_batches is not used here: batch_tokens and rows_at_a_time bound what is computed")
+        return self
+
+    @model_validator(mode="after")
+    def _test_is_asked_as_training(self) -> Self:
+        if self.vary and self.template >= len(TEMPLATES):
+            raise ValueError(f"template={self.template} is not among those that vary draws: set vary=false")
         return self
 
     def less_memory(self) -> Self:

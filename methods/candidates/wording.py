@@ -75,6 +75,11 @@ TEMPLATES: tuple[tuple[str, str, str], ...] = (
         "Reply with one title of the second list and no other word.\nReply:",
     ),
 )
+# Candidates, then the history, which the answer goes on with.
+CANDIDATES_FIRST = (
+    "A {person} will {take} one of these {many} next:",
+    "This is what the {person} {took} so far, oldest first. Continue with the title of that {one}:",
+)
 NO_HISTORY = "(nothing yet)"
 MARK = "…"  # where the end of a title was cut off
 
@@ -91,7 +96,8 @@ class CandidatesConfig(MethodConfig):
     """
 
     kind: Kind = "items"  # what the data set's items are; it chooses the nouns
-    template: NonNegativeInt = Field(default=0, lt=len(TEMPLATES))  # the question at test, of five
+    # the question at test, of five; 5 shows the candidates before the history, and the answer goes on with that
+    template: NonNegativeInt = Field(default=0, le=len(TEMPLATES))
     match: Match = "longest"  # see `genrec_bench.methods.candidates.parsing`
     titles: Literal["stored", "spoken"] = "stored"  # spoken: as `spoken` gives them
     max_history: PositiveInt = 10  # most recent items shown
@@ -158,13 +164,14 @@ class QuestionWriter:
         Raises InputError where the candidates alone exceed ``max_prompt``.
         """
         nouns = NOUNS[self.config.kind]._asdict()
-        wording = TEMPLATES[self.config.template if template is None else template]
-        before, between, after = (part.format(**nouns) for part in wording)
+        template = self.config.template if template is None else template
+        wording = TEMPLATES[template] if template < len(TEMPLATES) else CANDIDATES_FIRST
+        texts = [part.format(**nouns) for part in wording]
         names = _told_apart([self.title(int(item)) for item in candidates])
         offered = [Mention(int(item), name, True) for item, name in zip(candidates, names, strict=True)]
         taken = [Mention(int(item), self.title(int(item)), False) for item in history[-self.config.max_history :]]
         while True:
-            question = Question(_joined(before, taken, between, offered, after))
+            question = Question((_joined if template < len(TEMPLATES) else _continued)(texts, taken, offered))
             if self._size(question) <= self.config.max_prompt:
                 return question
             if not taken:
@@ -196,16 +203,24 @@ def _told_apart(titles: list[str]) -> list[str]:
     return found
 
 
-def _joined(
-    before: str, taken: list[Mention], between: str, offered: list[Mention], after: str
-) -> tuple[str | Mention, ...]:
-    pieces: list[str | Mention] = [f"{before}\n"]
-    for mention in taken:
+def _joined(texts: Sequence[str], taken: list[Mention], offered: list[Mention]) -> tuple[str | Mention, ...]:
+    before, between, after = texts
+    return (*_listed(before, taken), *_listed(between, offered), after)
+
+
+def _continued(texts: Sequence[str], taken: list[Mention], offered: list[Mention]) -> tuple[str | Mention, ...]:
+    """Ends with the last item of the history: what stands between a question and its answer is a line's end."""
+    before, between = texts
+    *pieces, last = (*_listed(before, offered), *_listed(between, taken))
+    return (*pieces, str(last).removesuffix("\n"))
+
+
+def _listed(head: str, mentions: list[Mention]) -> list[str | Mention]:
+    """A line of text, then a line for each item."""
+    pieces: list[str | Mention] = [f"{head}\n"]
+    for mention in mentions:
         pieces += [mention, "\n"]
-    pieces.append(f"{between}\n" if taken else f"{NO_HISTORY}\n{between}\n")
-    for mention in offered:
-        pieces += [mention, "\n"]
-    return (*pieces, after)
+    return pieces if mentions else [f"{head}\n{NO_HISTORY}\n"]
 
 
 def spoken(titles: Sequence[str]) -> list[str]:
