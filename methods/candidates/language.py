@@ -88,7 +88,7 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
     batch: PositiveInt = 32  # rows a step
     rows_at_a_time: PositiveInt = 16  # computed at a time where there is no contrast
     examples: NonNegativeInt = 8  # targets of each training sequence an epoch, at random; 0: all of them
-    history_loss: Weight = 0.0  # of the history's titles, learned beside the answer (as TALLRec's train_on_inputs)
+    history_loss: Weight = 0.0  # weight of the history's titles, learned beside the answer
     least_history: PositiveInt = 3  # items before a target, as the protocol has
     candidates: PositiveInt = 20  # in a training question
     vary: bool = True  # one of five templates is drawn for each training question; the test asks by ``template``

@@ -96,8 +96,7 @@ class CandidatesConfig(MethodConfig):
     """
 
     kind: Kind = "items"  # what the data set's items are; it chooses the nouns
-    # the question at test, of five; 5 shows the candidates before the history, and the answer goes on with that
-    template: NonNegativeInt = Field(default=0, le=len(TEMPLATES))
+    template: NonNegativeInt = Field(default=0, le=len(TEMPLATES))  # question at test; 5 shows the candidates first
     match: Match = "longest"  # see `genrec_bench.methods.candidates.parsing`
     titles: Literal["stored", "spoken"] = "stored"  # spoken: as `spoken` gives them
     max_history: PositiveInt = 10  # most recent items shown
@@ -165,13 +164,14 @@ class QuestionWriter:
         """
         nouns = NOUNS[self.config.kind]._asdict()
         template = self.config.template if template is None else template
-        wording = TEMPLATES[template] if template < len(TEMPLATES) else CANDIDATES_FIRST
+        usual = template < len(TEMPLATES)
+        wording, arranged = (TEMPLATES[template], _joined) if usual else (CANDIDATES_FIRST, _continued)
         texts = [part.format(**nouns) for part in wording]
         names = _told_apart([self.title(int(item)) for item in candidates])
         offered = [Mention(int(item), name, True) for item, name in zip(candidates, names, strict=True)]
         taken = [Mention(int(item), self.title(int(item)), False) for item in history[-self.config.max_history :]]
         while True:
-            question = Question((_joined if template < len(TEMPLATES) else _continued)(texts, taken, offered))
+            question = Question(arranged(texts, taken, offered))
             if self._size(question) <= self.config.max_prompt:
                 return question
             if not taken:
