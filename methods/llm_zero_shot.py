@@ -3,7 +3,8 @@
     genrec-bench run --method llm_zero_shot --dataset ml-100k --protocol cand20 --scale base
 
 The prompt is text alone. ``chat`` puts it into the model's chat template; whether the paper asked a base or a chat
-checkpoint is not printed. Tier tiny has random weights: it is there to be run, not to be read.
+checkpoint is not printed. ``adaptation.epochs`` makes it read the training sequences first: how far a tuned method gets
+by that alone; it is no row of the paper then. Tier tiny has random weights: it is there to be run, not to be read.
 """
 
 from genrec_bench.datasets.interactions import TrainView
@@ -16,6 +17,9 @@ class ZeroShot(CandidateLanguageModel):
 
     Config = AnsweringConfig
     published_as = "Llama2"
+
+    def published_variant(self) -> str | None:
+        return "not printed" if self.config.adaptation.epochs else None
 
     def tune(self, train: TrainView, context: Context) -> None:
         """Nothing is learned."""

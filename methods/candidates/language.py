@@ -10,9 +10,10 @@ by ``match`` (LLaRA's released code; RSLLM's ValidRatio needs it). ``trie``: gre
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -25,9 +26,10 @@ from genrec_bench.datasets.interactions import Histories, TrainView
 from genrec_bench.datasets.splits import normalised_title
 from genrec_bench.methods.base import Choice, Context, Method, ModelName, Rate, Resources, Scale
 from genrec_bench.methods.candidates import inference
+from genrec_bench.methods.candidates.adaptation import AdaptationSettings, adaptation, put
 from genrec_bench.methods.candidates.inputs import ItemInputs, PromptedModel
 from genrec_bench.methods.candidates.parsing import RULES
-from genrec_bench.methods.candidates.prompts import TITLES, PromptWriter, Row, Style, digits, joined
+from genrec_bench.methods.candidates.prompts import BETWEEN, TITLES, PromptWriter, Row, Style, digits, joined
 from genrec_bench.methods.candidates.tuning import AnswerLoss, ExampleMaker, Pool, PooledBatch, pooled_batches
 from genrec_bench.methods.candidates.wording import (
     NO_HISTORY,
@@ -44,6 +46,7 @@ from genrec_bench.methods.language.training import TrainingConfig, add_dropout, 
 from genrec_bench.methods.next_item import count_parameters
 
 BACKBONES = {"tiny": "tiny", "base": "base", "paper": "meta-llama/Llama-2-7b-hf"}
+ADAPTATION = "adaptation."  # begins the names of its tensors in a saved model
 Weight = Annotated[float, Field(ge=0.0, le=10.0)]
 Decode = Literal["free", "trie", "loglik"]
 
@@ -51,7 +54,9 @@ Decode = Literal["free", "trie", "loglik"]
 class AnsweringConfig(CandidatesConfig):
     """What is asked and how it is answered; lengths in tokens. Sizes are those of tier tiny."""
 
+    added: ClassVar[dict[str, Any]] = {"adaptation": AdaptationSettings().model_dump(mode="json")}
     backbone: ModelName = None  # None: the tier's; else a hub id or folder of a causal language model
+    adaptation: AdaptationSettings = Field(default_factory=AdaptationSettings)  # before all else; off by default
     chat: bool = False  # the question in the model's own chat template
     decode: Decode = "free"  # written freely, among the titles, or the likeliest title
     normalise: bool = True  # loglik: divided by the title's tokens
@@ -83,7 +88,7 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
     rows.
     """
 
-    added: ClassVar[dict[str, Any]] = {"history_loss": 0.0}
+    added: ClassVar[dict[str, Any]] = {**AnsweringConfig.added, "history_loss": 0.0}
     lora: AnswerLora = Field(default_factory=AnswerLora)  # of pretrained models
     batch: PositiveInt = 32  # rows a step
     rows_at_a_time: PositiveInt = 16  # computed at a time where there is no contrast
@@ -198,7 +203,8 @@ class CandidateLanguageModel(Method):
 
         learned = load_file(str(folder / "learned.safetensors"))
         table = learned.get("inputs.table")
-        self.make_model(train, context, None if table is None else table.numpy())
+        adapters = {name: value for name, value in learned.items() if name.startswith(ADAPTATION)}
+        self.make_model(train, context, None if table is None else table.numpy(), adapters)
         own = self._learned()
         if own.keys() != learned.keys():
             odd = sorted(own.keys() ^ learned.keys())[0]
@@ -208,8 +214,17 @@ class CandidateLanguageModel(Method):
                 value.copy_(learned[name])
         self._finish()
 
-    def make_model(self, train: TrainView, context: Context, table: np.ndarray | None) -> None:
-        """Set ``backbone``, ``writer``, ``stops`` and ``model``, on the context's device; seeded by the context."""
+    def make_model(
+        self,
+        train: TrainView,
+        context: Context,
+        table: np.ndarray | None,
+        adapters: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Set ``backbone``, ``writer``, ``stops`` and ``model``, on the context's device; seeded by the context.
+
+        ``adapters`` are those of the config's adaptation, as `save` wrote them; learned where there are none.
+        """
         config, items = self.config, self.items(train)
         name = config.backbone or BACKBONES[context.scale]
         sizes: dict[str, Any] = {}
@@ -225,6 +240,9 @@ class CandidateLanguageModel(Method):
             tokenizer, items, config, self._marker_size(tokenizer, len(items)), config.chat, self.backbone.ends
         )
         self._check_room()
+        self.adaptation: dict[str, Tensor] = {}
+        if config.adaptation.epochs:
+            self._adapt(train, context, adapters)
         identities = {style.identity for style in self.styles()}
         inputs = ItemInputs(
             self.backbone.model.get_input_embeddings().weight, table, items=len(items), seed=context.seed,
@@ -238,6 +256,17 @@ class CandidateLanguageModel(Method):
         self.model = PromptedModel(self.backbone.model, inputs.to(context.device)).eval()
         self.stops = inference.Stops(tokenizer, context.device, self.writer.ends)
         self.log = context.log
+
+    def _adapt(self, train: TrainView, context: Context, adapters: Mapping[str, Tensor]) -> None:
+        settings, writer = self.config.adaptation, self.writer
+        if adapters:
+            learned = {name.removeprefix(ADAPTATION): value for name, value in adapters.items()}
+        else:
+            shown = [writer.questions.title(item) for item in range(train.num_items)]
+            lines = [writer.ids(title + BETWEEN) for title in shown]
+            learned = adaptation(self.backbone, lines, train, settings, context, self)
+        put(self.backbone, learned, settings)
+        self.adaptation = {f"{ADAPTATION}{name}": value for name, value in learned.items()}
 
     def learns_table(self) -> bool:
         """Whether the vectors of `item_table` are trained."""
@@ -320,13 +349,13 @@ class CandidateLanguageModel(Method):
     def _learned(self) -> dict[str, Tensor]:
         """Whatever `fit` gave the model that its backbone has not."""
         if not self.tuned:
-            return {}
+            return self.adaptation
         found: dict[str, Tensor] = {
             name: value
             for name, value in self.model.named_parameters()
             if name.startswith("inputs.") or not self.adapted or ".lora_" in name
         }
-        return found | dict(self.model.inputs.named_buffers(prefix="inputs"))
+        return found | dict(self.model.inputs.named_buffers(prefix="inputs")) | self.adaptation
 
     def _texts(self, items: Any) -> list[str]:
         """What tier tiny's vocabulary is made of: the titles as shown, and our wordings."""
