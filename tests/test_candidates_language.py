@@ -216,6 +216,25 @@ def test_what_ends_an_answer(hybrid):
     assert after.tolist() == [False, True, True, True, True]
 
 
+def test_the_history_alone_is_a_list_that_a_title_goes_on_with():
+    """A title has its likelihood wherever it stands among the candidates, and its line's end belongs to it."""
+    method = made(template=6, vary=False, decode="loglik", normalise=False)
+    histories = make_histories(HISTORY_ROWS)
+    scores = method.choose(histories, CANDIDATES).scores
+    np.testing.assert_allclose(method.choose(histories, CANDIDATES[:, ::-1]).scores, scores[:, ::-1], atol=1e-4)
+    questions, rows = rows_of(method)
+    (newline,) = method.backbone.tokenizer("\n")["input_ids"]
+    for b, answers in enumerate(answers_of(method, questions)):
+        assert rows[b].tokens[-1] == newline
+        assert CANDIDATE not in rows[b].kinds
+        for c, answer in enumerate(answers):
+            assert answer.tokens[-1] == newline
+            assert answer.kinds[-1] == END
+            assert scores[b, c] == pytest.approx(likelihood(method, rows[b], answer), abs=1e-3)
+    along = made(template=6, vary=False, decode="trie").choose(histories, CANDIDATES)
+    assert (along.picked >= 0).all()
+
+
 def test_likelihoods_are_those_of_a_pass_for_each_candidate(hybrid):
     questions, rows = rows_of(hybrid)
     answers = answers_of(hybrid, questions)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.methods.candidates.language import TunedConfig
+from genrec_bench.methods.candidates.language import AnsweringConfig, TunedConfig
 from genrec_bench.methods.candidates.wording import (
     MARK,
     NO_HISTORY,
@@ -27,9 +27,9 @@ TITLES = ["Alien", "Heat", "Jaws", "Up", "Antz", "Big"]
 HISTORY, CANDIDATES = np.array([0, 1]), np.array([3, 2, 4])
 
 
-def writer(titles=TITLES, size=len, marker_size=0, **config):
+def writer(titles=TITLES, size=len, marker_size=0, made=CandidatesConfig, **config):
     items = make_data([[0]], num_items=len(titles), titles=titles).items
-    return QuestionWriter(items, CandidatesConfig(**config), size, marker_size)
+    return QuestionWriter(items, made(**config), size, marker_size)
 
 
 def words(text):
@@ -61,24 +61,48 @@ def test_there_are_four_templates_and_no_two_are_alike():
     texts = {writer(template=template).ask(HISTORY, CANDIDATES).text() for template in range(len(TEMPLATES))}
     assert len(texts) == len(TEMPLATES) >= 4
     with pytest.raises(ValueError, match="less than"):
-        CandidatesConfig(template=len(TEMPLATES) + 1)
+        CandidatesConfig(template=len(TEMPLATES))
 
 
 @pytest.mark.parametrize("kind", NOUNS)
 def test_candidates_first(kind):
     """The answer is the next line of the history."""
-    question = writer(kind=kind, template=len(TEMPLATES)).ask(HISTORY, CANDIDATES)
+    list_writer = writer(made=AnsweringConfig, kind=kind, template=5)
+    question = list_writer.ask(HISTORY, CANDIDATES)
     lines = question.text().split("\n")
     assert [line for line in lines if line in TITLES] == ["Up", "Jaws", "Antz", "Alien", "Heat"]
     assert lines[-1] == "Heat"
     assert question.titles == ["Up", "Jaws", "Antz"]
     assert NOUNS[kind].one in question.text()
     assert "{" not in question.text()
-    nothing = writer(kind=kind, template=len(TEMPLATES)).ask(HISTORY[:0], CANDIDATES)
+    nothing = list_writer.ask(HISTORY[:0], CANDIDATES)
     assert nothing.text().split("\n")[-1] == NO_HISTORY
     assert nothing.titles == ["Up", "Jaws", "Antz"]
     with pytest.raises(ValueError, match="vary=false"):
-        TunedConfig(template=len(TEMPLATES))
+        TunedConfig(template=5)
+
+
+def test_the_history_alone():
+    """No candidate is shown; what may be answered is as it was."""
+    list_writer = writer(made=AnsweringConfig, kind="movies", template=6, decode="loglik")
+    question = list_writer.ask(HISTORY, CANDIDATES)
+    assert question.text() == "A viewer watched these movies, oldest first:\nAlien\nHeat"
+    assert question.titles == ["Up", "Jaws", "Antz"]
+    assert question.picked("Jaws", "longest") == 1
+    assert list_writer.ask(HISTORY[:0], CANDIDATES).text().endswith(f":\n{NO_HISTORY}")
+
+
+def test_a_list_is_not_asked_what_it_cannot_answer():
+    for allowed in ({"template": 5}, {"template": 6, "decode": "trie"}, {"template": 4, "chat": True}):
+        AnsweringConfig(**allowed)
+    for template in (5, 6):
+        with pytest.raises(ValueError, match="chat=false"):
+            AnsweringConfig(template=template, decode="trie", chat=True)
+    for free in ({}, {"decode": "loglik", "beside": ("free",)}):
+        with pytest.raises(ValueError, match="does not show the candidates"):
+            AnsweringConfig(template=6, **free)
+    with pytest.raises(ValueError, match="less than or equal to 6"):
+        AnsweringConfig(template=7)
 
 
 def test_a_template_may_be_drawn():

@@ -32,6 +32,8 @@ from genrec_bench.methods.candidates.parsing import RULES
 from genrec_bench.methods.candidates.prompts import BETWEEN, TITLES, PromptWriter, Row, Style, digits, joined
 from genrec_bench.methods.candidates.tuning import AnswerLoss, ExampleMaker, Pool, PooledBatch, pooled_batches
 from genrec_bench.methods.candidates.wording import (
+    CONTINUED,
+    HISTORY_ALONE,
     NO_HISTORY,
     NOUNS,
     TEMPLATES,
@@ -57,6 +59,8 @@ class AnsweringConfig(CandidatesConfig):
     added: ClassVar[dict[str, Any]] = {"adaptation": AdaptationSettings().model_dump(mode="json")}
     backbone: ModelName = None  # None: the tier's; else a hub id or folder of a causal language model
     adaptation: AdaptationSettings = Field(default_factory=AdaptationSettings)  # before all else; off by default
+    # question at test; 5: the candidates, then the history, which the answer goes on with; 6: the history alone
+    template: NonNegativeInt = Field(default=0, le=max(CONTINUED))
     chat: bool = False  # the question in the model's own chat template
     decode: Decode = "free"  # written freely, among the titles, or the likeliest title
     normalise: bool = True  # loglik: divided by the title's tokens
@@ -70,6 +74,17 @@ class AnsweringConfig(CandidatesConfig):
     heads: PositiveInt = 4  # of tier tiny
     feedforward: PositiveInt = 512  # of tier tiny
     tied: bool = True  # of tier tiny: one matrix reads and writes tokens
+
+    @model_validator(mode="after")
+    def _a_list_goes_on_with_a_title(self) -> Self:
+        if self.chat and self.template in CONTINUED:
+            raise ValueError(f"template={self.template} is a list to go on with, and no question: set chat=false")
+        if self.template == HISTORY_ALONE and "free" in (self.decode, *self.beside):
+            raise ValueError(
+                f"template={HISTORY_ALONE} does not show the candidates, so that none can be chosen freely: set decode "
+                "to trie or loglik, and leave free out of beside"
+            )
+        return self
 
     def less_memory(self) -> Self:
         return self.model_copy(update={"decode_tokens": -(-self.decode_tokens // 2)})
@@ -106,7 +121,7 @@ class TunedConfig(AnsweringConfig, TrainingConfig):
 
     @model_validator(mode="after")
     def _test_is_asked_as_training(self) -> Self:
-        if self.vary and self.template >= len(TEMPLATES):
+        if self.vary and self.template in CONTINUED:
             raise ValueError(f"template={self.template} is not among those that vary draws: set vary=false")
         return self
 

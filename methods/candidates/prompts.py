@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from genrec_bench.datasets.errors import InputError
-from genrec_bench.methods.candidates.wording import CandidatesConfig, Question, QuestionWriter
+from genrec_bench.methods.candidates.wording import HISTORY_ALONE, CandidatesConfig, Question, QuestionWriter
 
 MARKER, PLACEHOLDER = -1, -2  # RSLLM's [DSR], LLaRA's [PH]
 TEXT, HISTORY, CANDIDATE, ANSWER, END, NOTHING = range(6)  # what a position belongs to; NOTHING is padding
@@ -81,8 +81,10 @@ class PromptWriter:
         if special and self._before[-1:] == [tokenizer.eos_token_id]:
             self._before = self._before[:-1]
         self._after = tokenizer(after, add_special_tokens=False)["input_ids"]
-        self._end = _turn_end(tokenizer, ends) if chat else tokenizer.eos_token_id
-        self.ends = tuple(dict.fromkeys([tokenizer.eos_token_id, *ends, self._end]))
+        end = _turn_end(tokenizer, ends) if chat else tokenizer.eos_token_id
+        self.ends = tuple(dict.fromkeys([tokenizer.eos_token_id, *ends, end]))
+        # of a list, the answer is a line as the others are
+        self._end = self._newline if config.template == HISTORY_ALONE else [end]
         self.questions = QuestionWriter(items, config, self.size, marker_size)
 
     @property
@@ -116,9 +118,9 @@ class PromptWriter:
         return _row(tokens + self._after, kinds + [TEXT] * len(self._after))
 
     def answer(self, title: str) -> Row:
-        """A title as an answer, with the token that ends it."""
+        """A title as an answer, with what ends it."""
         ids = self.ids(title)
-        return _row([*ids, self._end], [ANSWER] * len(ids) + [END])
+        return _row([*ids, *self._end], [ANSWER] * len(ids) + [END] * len(self._end))
 
     def alone(self, item: int, style: Style) -> Row:
         """An item by itself, as a prompt shows it."""

@@ -75,11 +75,15 @@ TEMPLATES: tuple[tuple[str, str, str], ...] = (
         "Reply with one title of the second list and no other word.\nReply:",
     ),
 )
-# Candidates, then the history, which the answer goes on with.
-CANDIDATES_FIRST = (
-    "A {person} will {take} one of these {many} next:",
-    "This is what the {person} {took} so far, oldest first. Continue with the title of that {one}:",
-)
+# Two lists that the answer goes on with, after their numbers: the candidates before the history, and the history alone.
+CONTINUED: dict[int, tuple[str, ...]] = {
+    5: (
+        "A {person} will {take} one of these {many} next:",
+        "This is what the {person} {took} so far, oldest first. Continue with the title of that {one}:",
+    ),
+    6: ("A {person} {took} these {many}, oldest first:",),
+}
+HISTORY_ALONE = 6
 NO_HISTORY = "(nothing yet)"
 MARK = "…"  # where the end of a title was cut off
 
@@ -96,7 +100,7 @@ class CandidatesConfig(MethodConfig):
     """
 
     kind: Kind = "items"  # what the data set's items are; it chooses the nouns
-    template: NonNegativeInt = Field(default=0, le=len(TEMPLATES))  # question at test; 5 shows the candidates first
+    template: NonNegativeInt = Field(default=0, lt=len(TEMPLATES))  # question at test
     match: Match = "longest"  # see `genrec_bench.methods.candidates.parsing`
     titles: Literal["stored", "spoken"] = "stored"  # spoken: as `spoken` gives them
     max_history: PositiveInt = 10  # most recent items shown
@@ -114,14 +118,10 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """One row of the protocol in words."""
+    """One row of the protocol in words; ``titles`` are the candidates', as they are to be answered."""
 
     pieces: tuple[str | Mention, ...]
-
-    @property
-    def titles(self) -> list[str]:
-        """Candidates' titles as shown, in the order of the row's candidates."""
-        return [piece.title for piece in self.pieces if isinstance(piece, Mention) and piece.candidate]
+    titles: list[str]
 
     def text(self, after: Callable[[Mention], str] = lambda mention: "") -> str:
         """The question as one string; ``after`` gives what follows a title."""
@@ -164,14 +164,15 @@ class QuestionWriter:
         """
         nouns = NOUNS[self.config.kind]._asdict()
         template = self.config.template if template is None else template
-        usual = template < len(TEMPLATES)
-        wording, arranged = (TEMPLATES[template], _joined) if usual else (CANDIDATES_FIRST, _continued)
+        wording, arranged = (
+            (CONTINUED[template], _continued) if template in CONTINUED else (TEMPLATES[template], _joined)
+        )
         texts = [part.format(**nouns) for part in wording]
         names = _told_apart([self.title(int(item)) for item in candidates])
         offered = [Mention(int(item), name, True) for item, name in zip(candidates, names, strict=True)]
         taken = [Mention(int(item), self.title(int(item)), False) for item in history[-self.config.max_history :]]
         while True:
-            question = Question(arranged(texts, taken, offered))
+            question = Question(arranged(texts, taken, offered), names)
             if self._size(question) <= self.config.max_prompt:
                 return question
             if not taken:
@@ -210,8 +211,8 @@ def _joined(texts: Sequence[str], taken: list[Mention], offered: list[Mention]) 
 
 def _continued(texts: Sequence[str], taken: list[Mention], offered: list[Mention]) -> tuple[str | Mention, ...]:
     """Ends with the last item of the history: what stands between a question and its answer is a line's end."""
-    before, between = texts
-    *pieces, last = (*_listed(before, offered), *_listed(between, taken))
+    *before, head = texts
+    *pieces, last = [piece for text in before for piece in _listed(text, offered)] + _listed(head, taken)
     return (*pieces, str(last).removesuffix("\n"))
 
 
