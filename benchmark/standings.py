@@ -35,6 +35,7 @@ FORMS: dict[str, Callable[[Leaderboard], str]] = {
     "json": table_data.as_json,
 }
 FORMATS = (*FORMS, "html")
+HISTORY_ALONE = 6  # as methods/candidates/wording.py has it
 ORDER_BY = {"full": "recall@10", "cand20": "hitratio@1"}
 
 
@@ -351,8 +352,10 @@ def _row(
 
 def _beside(run: Record, measured: Interval, target: published.Target) -> Published:
     """A paper's figure, with what to say where ours stands beside it."""
-    # The papers leave seen items in the ranking, and let a language model write its answer.
-    same_protocol = not run.protocol.mask_seen and answers_by(run) is None
+    # The papers leave seen items in the ranking, let a language model write its answer, and tune it on nothing else.
+    adaptation = run.config.get("adaptation")
+    adapted = isinstance(adaptation, dict) and adaptation.get("epochs", 0) != 0
+    same_protocol = not (run.protocol.mask_seen or adapted) and answers_by(run) is None
     if run.protocol.name == "cand20":
         same_protocol &= _exclude(run.protocol) == published.SAMPLERS[target.paper]
     data = run.dataset
@@ -407,9 +410,10 @@ def _empty_rows(one: Group) -> list[Row]:
 def answers_by(run: Record) -> str | None:
     """How a language model of the candidate protocol is made to name one; None where it writes freely, or is none."""
     decode, normalise = run.config.get("decode"), run.config.get("normalise")
+    shown = ", and it is not shown which there are" if run.config.get("template") == HISTORY_ALONE else ""
     if decode == "loglik":
-        return f"the title of the highest likelihood, {'a mean over' if normalise else 'summed over'} its tokens"
-    return "one that it writes greedily among the candidates' titles" if decode == "trie" else None
+        return f"the title of the highest likelihood, {'a mean over' if normalise else 'summed over'} its tokens{shown}"
+    return f"one that it writes greedily among the candidates' titles{shown}" if decode == "trie" else None
 
 
 def _other_model(run: Record) -> bool:

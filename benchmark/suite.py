@@ -30,7 +30,7 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=
 
 
 class MethodEntry(BaseModel):
-    """One row of the table: a method, possibly under another config and label, with seeds of its own."""
+    """One row of the table: a method, possibly under another config and label, with seeds and tiers of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +38,7 @@ class MethodEntry(BaseModel):
     label: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     seeds: Seeds | None = None  # None: the suite's
+    scales: list[Scale] | None = None  # None: at any tier
 
 
 class Suite(BaseModel):
@@ -245,8 +246,10 @@ def cells(suite: Suite, settings: dict[str, dict[str, Any]] | None = None) -> li
         for protocol_name in suite.protocols
         for entry in suite.methods
         for seed in entry.seeds or suite.seeds
-        if _takes_part(registry.get(entry.method), protocol_name)
+        if _takes_part(registry.get(entry.method), protocol_name) and suite.scale in (entry.scales or [suite.scale])
     ]
+    if not found and (of := sorted({scale for entry in suite.methods for scale in entry.scales or []})):
+        raise InputError(f"scale={suite.scale}: the rows asked for are of tier {', '.join(of)} alone")
     _refuse_twins(found)
     return found
 

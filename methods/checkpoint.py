@@ -28,7 +28,12 @@ class Checkpoint:
     @property
     def resumed(self) -> bool:
         """Whether training goes on from an earlier attempt's state."""
-        return self._elapsed_before_s > 0
+        return self.earlier_s > 0
+
+    @property
+    def earlier_s(self) -> float:
+        """Seconds of the attempts that ended before this one."""
+        return self._elapsed_before_s
 
     def beside(self, name: str) -> "Checkpoint":
         """Another checkpoint in the same place, for a stage beside the training itself; its seconds count here."""

@@ -16,19 +16,20 @@ from genrec_bench.methods.candidates.adaptation import written_out
 from genrec_bench.methods.candidates.wording import NOUNS, TEMPLATES
 from genrec_bench.methods.checkpoint import Checkpoint
 from genrec_bench.methods.language.backbone import tiny_llama
-from genrec_bench.methods.language.vocabulary import byte_tokenizer
+from genrec_bench.methods.language.training import TrainingDiverged
+from genrec_bench.methods.language.vocabulary import byte_tokenizer, word_tokenizer
 
 ADAPTATION = {"epochs": 2, "positions": 64, "learning_rate": 0.02, "averaging": 0.5}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model that counts as pretrained."""
+    """A model that counts as pretrained, whatever its name."""
     wordings = [part.format(**NOUNS["items"]._asdict()) for template in TEMPLATES for part in template]
     tokenizer = byte_tokenizer([*NAMES, *wordings] * 2)
-    tiny_llama(len(tokenizer), layers=1, dim=32, heads=2, feedforward=64).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    tiny_llama(len(tokenizer), layers=1, dim=32, heads=2, feedforward=64).save_pretrained(tmp_path / "tiny-random")
+    tokenizer.save_pretrained(tmp_path / "tiny-random")
+    return str(tmp_path / "tiny-random")
 
 
 def train_view():
@@ -114,7 +115,7 @@ def test_a_killed_run_goes_on_where_it_stood(folder, tmp_path, monkeypatch):
 
     def killed(self, state):
         plain(self, state)
-        saves.append(state["progress"]["epoch"])
+        saves.append(state["progress"]["total_steps"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
@@ -123,24 +124,59 @@ def test_a_killed_run_goes_on_where_it_stood(folder, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             made("llm_zero_shot", folder).fit(train_view(), context(tmp_path / "killed"))
     monkeypatch.setattr(Checkpoint, "save", plain)
+    monkeypatch.setattr(Checkpoint, "earlier_s", property(lambda self: 1000.0 * (self._elapsed_before_s > 0)))
     resumed = made("llm_zero_shot", folder)
     resumed.fit(train_view(), context(tmp_path / "killed"))
-    assert saves
+    assert saves == [1, 2]
+    (cost,) = (tmp_path / "killed" / "artefacts" / "adaptation").glob("*/seconds.json")
+    assert 1000 < float(cost.read_text()) < 2000  # with what the killed attempts took
     assert not list((tmp_path / "killed" / "artefacts" / "adaptation_training").iterdir())
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
 
 
 def test_random_weights_have_no_pretraining_to_go_on_with(tmp_path):
-    with pytest.raises(InputError, match=r"adaptation\.epochs: tier tiny has random weights"):
-        made("llm_zero_shot", None).fit(train_view(), Context(
-            0, "cpu", "tiny", Checkpoint(None), ArtefactCache(tmp_path), lambda method, users=0: 0.5
-        ))  # fmt: skip
+    """Said before a recommender is trained for its item table."""
+    given = Context(0, "cpu", "tiny", Checkpoint(None), ArtefactCache(tmp_path), lambda method, users=0: 0.5)
+    for name in ("llm_zero_shot", "llara"):
+        with pytest.raises(InputError, match=r"adaptation\.epochs: tier tiny has random weights"):
+            made(name, None).fit(train_view(), given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_must_fit_the_model_and_have_lines(folder, tmp_path):
+    long = {**ADAPTATION, "positions": 10**6}
+    with pytest.raises(InputError, match=r"adaptation\.positions=1000000, and the model reads"):
+        made("llm_zero_shot", folder, adaptation=long).fit(train_view(), context(tmp_path))
+    word_tokenizer([*NAMES, "users chose"]).save_pretrained(folder)
+    alone = {"template": 6, "decode": "trie"}
+    for config in ({}, {**alone, "adaptation": {"epochs": 0}}):
+        with pytest.raises(InputError, match="drops the end of a line"):
+            made("llm_zero_shot", folder, **config).fit(train_view(), context(tmp_path))
+
+
+def test_a_model_that_lost_its_adaptation_is_refused(folder, tmp_path, monkeypatch):
+    """Nothing is learned in its stead."""
+    bare = made("tallrec", folder, adaptation={"epochs": 0}, epochs=1, examples=1)
+    bare.fit(train_view(), context(tmp_path))
+    (tmp_path / "saved").mkdir()
+    bare.save(tmp_path / "saved")
+    monkeypatch.setattr(module, "_learn", lambda *given: pytest.fail("learned again"))
+    with pytest.raises(InputError, match="An adaptation of another model"):
+        made("tallrec", folder, epochs=1, examples=1).load(tmp_path / "saved", train_view(), context(tmp_path))
+
+
+def test_a_divergence_names_the_adaptations_own_rate(folder, tmp_path):
+    wild = {**ADAPTATION, "learning_rate": 1e30}
+    with pytest.raises(TrainingDiverged, match=r"^adaptation: .*\(adaptation\.learning_rate\)$"):
+        made("llm_zero_shot", folder, adaptation=wild).fit(train_view(), context(tmp_path))
 
 
 def test_off_it_is_no_part_of_a_configs_identity():
     off, on = (registry.configure("llara", {"adaptation": {"epochs": epochs}}) for epochs in (0, 1))
     assert "adaptation" not in off.identity()
     assert on.identity()["adaptation"]["epochs"] == 1
-    assert made("llm_zero_shot", None, adaptation={"epochs": 0}).published_variant() is None
+    as_it_is = {"adaptation": {"epochs": 0}}
+    assert made("llm_zero_shot", None, **as_it_is).published_variant() is None
     assert made("llm_zero_shot", None).published_variant() == "not printed"
+    assert made("llm_zero_shot", None, **as_it_is, template=6, decode="trie").published_variant() == "not printed"

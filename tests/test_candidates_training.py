@@ -1,5 +1,6 @@
 """Whole trainings of RSLLM and LLaRA on recommenders' tables, and what moves the projector in them."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_the_printed_encoders(name, encoder, cache):
     scores = method.choose(make_histories([[0, 1, 2], [5, 4]]), np.array([[3, 4, 6], [0, 1, 8]])).scores
     assert scores.shape == (2, 3)
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", ["rsllm", "llara"])
+def test_the_history_alone_teaches_what_follows(name, table):  # noqa: F811
+    """As tier base is taught: lists of titles, whose next line is the answer."""
+    values = {
+        **SMALL, "bf16": False, "table": table, "template": 6, "vary": False, "decode": "loglik", "normalise": False,
+        "history_loss": 1.0, "epochs": 50, "averaging": 0.9, "batch": 6, "examples": 3, "least_history": 1,
+        "learning_rate": 0.01, "dropout": 0.0,
+    }  # fmt: skip
+    values |= {"stage1": {"epochs": 2}, "contrast": {"pool": 4}} if name == "rsllm" else {}
+    method, epochs = registry.get(name)(registry.configure(name, values)), itertools.count()
+    rising = replace(context(), validate=lambda method, users=0: float(next(epochs)))  # the last weights are kept
+    method.fit(train_view(rows=[(0, 1, 2, 3), (4, 5, 6, 7)] * 2), rising)
+    chosen = method.choose(make_histories([[0, 1], [4, 5, 6], [0]]), np.array([[3, 6, 2], [1, 7, 3], [7, 1, 6]]))
+    assert chosen.picked.tolist() == [2, 1, 1]
 
 
 def test_a_step_of_text_leaves_the_projector_as_it_was(table, monkeypatch):  # noqa: F811

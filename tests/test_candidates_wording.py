@@ -209,7 +209,7 @@ def test_the_oldest_items_are_left_out():
     assert writer(max_prompt=whole).ask(HISTORY, CANDIDATES).text() == writer().ask(HISTORY, CANDIDATES).text()
     assert writer(max_prompt=whole - 1).ask(HISTORY, CANDIDATES).text() == recent
     assert writer(max_prompt=whole, marker_size=1).ask(HISTORY, CANDIDATES).text() == recent
-    with pytest.raises(InputError, match=r"3 candidates alone make a question of \d+, and max_prompt is 100"):
+    with pytest.raises(InputError, match=r"the question of 3 candidates measures \d+, and max_prompt is 100"):
         writer(max_prompt=100).ask(HISTORY, CANDIDATES)
 
 

@@ -18,6 +18,7 @@ from test_records import make_failure, make_record, make_users
 
 from genrec_bench.benchmark import leaderboard, metrics, published, records, standings, statistics
 from genrec_bench.datasets.errors import InputError
+from genrec_bench.methods.candidates.wording import HISTORY_ALONE
 
 BEAUTY = {"name": "amazon2014-beauty", "sha256": "00ff", "users": 22363, "items": 12101, "interactions": 198502}
 FULL = {"name": "full", "mask_seen": False, "parameters": {}, "hash": "aaaaaaaaaaaa"}
@@ -245,14 +246,18 @@ def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
     add(tmp_path, "likeliest", 0, [1, 2, 3, 1], config={"decode": "loglik", "normalise": False}, **named)
     add(tmp_path, "also, likely", 0, [1, 2, 3, 2], config={"decode": "loglik", "normalise": False}, **named)
     add(tmp_path, "written", 0, [1, 2, 0, 1], config={"decode": "free"}, **named)
+    add(tmp_path, "adapted", 0, [1, 2, 0, 2], config={"decode": "free", "adaptation": {"epochs": 1}}, **named)
+    add(tmp_path, "unseen", 0, [1, 2, 3, 3], config={"decode": "trie", "template": HISTORY_ALONE}, **named)
     verdicts = {name: row["published"]["validratio"]["verdict"] for name, row in rows(tmp_path).items()}
-    refused = dict.fromkeys(("likeliest", "also, likely"), "different protocol")
+    refused = dict.fromkeys(("likeliest", "also, likely", "adapted", "unseen"), "different protocol")
     assert verdicts == {**refused, "written": "consistent"}  # four users say little
     told = standings.render(tmp_path, "md")
     assert (
         "- also, likely; likeliest: the answer is the title of the highest likelihood, summed over its tokens" in told
     )
+    assert "unseen: the answer is one that it writes greedily among the candidates' titles, and it is not shown" in told
     assert "written: the answer" not in told
+    assert standings.HISTORY_ALONE == HISTORY_ALONE
 
 
 @pytest.mark.parametrize(

@@ -35,16 +35,29 @@ def grid(text: str, folder: Path, **settings):
     return cells(read_suite(written(folder, text)), settings or None)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.name)
-def test_our_suites_make_cells(path):
+OURS = [(path, tier) for path in sorted((ROOT / "suites").glob("*.yaml")) for tier in (None, *read_suite(path).tiers)]
+
+
+@pytest.mark.parametrize(("path", "tier"), OURS, ids=lambda part: getattr(part, "name", part))
+def test_our_suites_make_cells(path, tier):
     suite = read_suite(path)
-    found = cells(suite)
+    found = cells(suite.model_copy(update={"scale": tier}) if tier else suite)
     assert suite.name == path.stem
     assert len({(cell.label, cell.dataset, cell.rules, cell.seed) for cell in found}) == len(found)
     assert {cell.dataset for cell in found} <= set(catalogue.names())
     assert set(suite.tuned) <= set(catalogue.names())  # some for --dataset
     if suite.time_budget:
         assert seconds(suite.time_budget) > 0
+
+
+def test_a_row_may_be_of_some_tiers(tmp_path):
+    text = "methods: [popularity, {method: sasrec, scales: [base, paper]}]\ndatasets: [a]\n"
+    assert {cell.method for cell in grid(text, tmp_path)} == {"popularity"}
+    assert {cell.method for cell in grid(text + "scale: base\n", tmp_path)} == {"popularity", "sasrec"}
+    with pytest.raises(InputError, match="scale=tiny: the rows asked for are of tier base, paper alone"):
+        grid(text.replace("popularity, ", ""), tmp_path)
+    with pytest.raises(InputError, match="scales"):
+        grid(text.replace("paper", "huge"), tmp_path)
 
 
 def test_the_released_sampler_can_be_chosen(tmp_path):
@@ -147,7 +160,7 @@ def test_eager_llms_suites_train_alike():
 def test_rsllms_suites_train_alike():
     """A method has the same values in each of them, and a run that they share one label."""
     suites = [read_suite(path) for path in sorted((ROOT / "suites").glob("rsllm_*.yaml"))]
-    assert len(suites) == 4
+    assert len(suites) == 5
     known: dict[tuple[str, str], dict[str, object]] = {}
     labels: dict[str, set[str]] = {}
     for suite in suites:

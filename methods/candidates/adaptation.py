@@ -32,17 +32,17 @@ from genrec_bench.methods.language.backbone import Backbone
 from genrec_bench.methods.language.batches import Packed, packed_batches
 from genrec_bench.methods.language.codes import packed_states
 from genrec_bench.methods.language.sequences import TEXT, TokenSequences
-from genrec_bench.methods.language.training import TrainingConfig, train_language_model
+from genrec_bench.methods.language.training import TrainingConfig, TrainingDiverged, train_language_model
 from genrec_bench.methods.seeding import seeded
 
 VERSION = 1  # raise it when the same model, titles, sequences and settings give other weights
 
 
 class AdaptationSettings(MethodConfig):
-    """Of a pretrained model; tier tiny's has nothing to go on with."""
+    """Of a pretrained model; tier tiny's has nothing to go on with. In bf16 where that is fast."""
 
     epochs: NonNegativeInt = 0  # passes over the training sequences; 0: none
-    positions: PositiveInt = 512  # tokens of a list; a longer sequence is several lists
+    positions: PositiveInt = 512  # tokens of a list; a sequence is cut into as many as it fills
     batch: PositiveInt = 2  # rows of that many tokens a step
     learning_rate: PositiveFloat = 1e-3
     averaging: Rate = 0.98  # of the weights, a step; 0 keeps the last ones
@@ -64,10 +64,6 @@ def adaptation(
     """
     from safetensors.torch import load_file, save_file
 
-    if backbone.identity["model"].startswith("tiny"):
-        raise InputError(
-            "adaptation.epochs: tier tiny has random weights and no pretraining to go on with; set it to 0"
-        )
     key = {
         "version": VERSION,
         "model": backbone.identity,
@@ -81,9 +77,9 @@ def adaptation(
         training = context.artefacts.root / "adaptation_training" / canonical_hash(key)[:24]
         with seeded(settings.seed):
             adapt(backbone, settings.lora)
-            _learn(
-                backbone, lines, train.sequences, settings, replace(context, checkpoint=Checkpoint(training)), method
-            )
+            checkpoint = Checkpoint(training)
+            _learn(backbone, lines, train.sequences, settings, replace(context, checkpoint=checkpoint), method)
+            context.artefacts.spared_s += checkpoint.earlier_s  # it cost that, too, though not this attempt
             learned = {name: value.detach().cpu().contiguous() for name, value in _adapters(backbone).items()}
             save_file(learned, str(folder / "adapters.safetensors"))
             backbone.model = backbone.model.unload().requires_grad_(True)
@@ -139,7 +135,10 @@ def _learn(
     )  # fmt: skip
     # nothing held out has a say: the last weights are kept
     own = replace(context, seed=settings.seed, validate=lambda method, users=0: 0.0, log=log)
-    train_language_model(backbone.model, method, batches, loss_of, config, own)
+    try:
+        train_language_model(backbone.model, method, batches, loss_of, config, own)
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"adaptation: {error} (adaptation.learning_rate)") from None
 
 
 def written_out(

@@ -13,7 +13,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -143,6 +142,7 @@ class CandidateLanguageModel(Method):
         return Resources(gpus=0.25 if scale == "tiny" else 1.0)
 
     def fit(self, train: TrainView, context: Context) -> None:
+        self._check_adaptation(context)  # before a recommender is trained in vain
         self.known: dict[bytes, str] | None = None  # answers are kept once the model changes no more
         self.make_model(train, context, self.item_table(train, context))
         self.tune(train, context)
@@ -234,14 +234,14 @@ class CandidateLanguageModel(Method):
         train: TrainView,
         context: Context,
         table: np.ndarray | None,
-        adapters: Mapping[str, Tensor] = MappingProxyType({}),
+        adapters: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Set ``backbone``, ``writer``, ``stops`` and ``model``, on the context's device; seeded by the context.
 
-        ``adapters`` are those of the config's adaptation, as `save` wrote them; learned where there are none.
+        ``adapters`` are those of the config's adaptation, as `save` wrote them; None: they are learned.
         """
         config, items = self.config, self.items(train)
-        name = config.backbone or BACKBONES[context.scale]
+        name = self._backbone_name(context)
         sizes: dict[str, Any] = {}
         if name == "tiny":
             sizes = {
@@ -272,9 +272,9 @@ class CandidateLanguageModel(Method):
         self.stops = inference.Stops(tokenizer, context.device, self.writer.ends)
         self.log = context.log
 
-    def _adapt(self, train: TrainView, context: Context, adapters: Mapping[str, Tensor]) -> None:
+    def _adapt(self, train: TrainView, context: Context, adapters: Mapping[str, Tensor] | None) -> None:
         settings, writer = self.config.adaptation, self.writer
-        if adapters:
+        if adapters is not None:
             learned = {name.removeprefix(ADAPTATION): value for name, value in adapters.items()}
         else:
             shown = [writer.questions.title(item) for item in range(train.num_items)]
@@ -390,12 +390,31 @@ class CandidateLanguageModel(Method):
             return 1 + len(tokenizer(digits(count), add_special_tokens=False)["input_ids"])
         return 2
 
+    def _backbone_name(self, context: Context) -> str:
+        return self.config.backbone or BACKBONES[context.scale]
+
+    def _check_adaptation(self, context: Context) -> None:
+        if self.config.adaptation.epochs and self._backbone_name(context) == "tiny":
+            raise InputError(
+                "adaptation.epochs: tier tiny has random weights and no pretraining to go on with; set it to 0"
+            )
+
     def _check_room(self) -> None:
         config = self.config
         positions = getattr(self.backbone.model.config, "max_position_embeddings", None)
-        needed = self.writer.around + config.max_prompt + max(config.max_answer, config.max_title + 1)
+        answer = max(config.max_answer, config.max_title + self.writer.end_size)
+        needed = self.writer.around + config.max_prompt + answer
         if positions is not None and needed > positions:
             raise InputError(
                 f"max_prompt={config.max_prompt}, {self.writer.around} tokens around it and an answer make up to "
                 f"{needed} tokens, and the model reads {positions}: lower max_prompt or max_answer"
+            )
+        if positions is not None and config.adaptation.epochs and config.adaptation.positions > positions:
+            raise InputError(
+                f"adaptation.positions={config.adaptation.positions}, and the model reads {positions}: lower it"
+            )
+        if (config.adaptation.epochs or config.template == HISTORY_ALONE) and not self.writer.ids(BETWEEN):
+            raise InputError(
+                f"{type(self).__name__}: this model's tokenizer drops the end of a line, which a list of titles needs: "
+                "set adaptation.epochs=0 and a template below 6"
             )

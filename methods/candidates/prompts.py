@@ -60,7 +60,7 @@ class PromptWriter:
 
     ``chat`` puts a question into the model's own chat template, and ends an answer as that does. Lengths in ``config``
     are in tokens, ``marker_size`` of them after each title. ``ends`` are the model's (`Backbone.ends`); afterwards they
-    hold the token that ends an answer, too.
+    hold the token that ends an answer to a question, too.
     """
 
     def __init__(
@@ -91,6 +91,11 @@ class PromptWriter:
     def around(self) -> int:
         """Tokens before and after every question."""
         return len(self._before) + len(self._after)
+
+    @property
+    def end_size(self) -> int:
+        """Tokens that end an answer."""
+        return len(self._end)
 
     def size(self, text: str) -> int:
         """Tokens of a text."""

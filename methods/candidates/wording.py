@@ -160,7 +160,7 @@ class QuestionWriter:
     def ask(self, history: np.ndarray, candidates: np.ndarray, template: int | None = None) -> Question:
         """The question of one row: ``history`` (length,) and ``candidates`` (C,) are item numbers.
 
-        Raises InputError where the candidates alone exceed ``max_prompt``.
+        Raises InputError where that exceeds ``max_prompt`` without any history.
         """
         nouns = NOUNS[self.config.kind]._asdict()
         template = self.config.template if template is None else template
@@ -177,8 +177,9 @@ class QuestionWriter:
                 return question
             if not taken:
                 raise InputError(
-                    f"The {len(offered)} candidates alone make a question of {self._size(question)}, and max_prompt is "
-                    f"{self.config.max_prompt}: raise it, or lower max_title (now {self.config.max_title})"
+                    f"Without its history the question of {len(offered)} candidates measures {self._size(question)}, "
+                    f"and max_prompt is {self.config.max_prompt}: raise it, or lower max_title (now "
+                    f"{self.config.max_title})"
                 )
             taken = taken[1:]
 
