@@ -267,7 +267,7 @@ def _text_table(table: Table, bold: bool) -> str:
     head = ["method", *map(metric_title, narrow), *COST_HEADINGS, f"paper {metric_title(narrow[0])}"]
     lines = [[clean(row.name), *_text_cells(row, narrow)] for row in table.rows if row.runs]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    widths[0] = max(MIN_NAME, min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    widths[0] = _name_width([line[0] for line in lines], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     shown = [_text_line(head, widths)]
     for row, line in zip([row for row in table.rows if row.runs], lines, strict=True):
         best = [name in row.metrics and row.metrics[name].best for name in narrow]
@@ -321,6 +321,15 @@ def _text_line(cells: Sequence[str], widths: Sequence[int], bold: Sequence[bool]
         visible = padded[column].replace("**", "  ")
         padded[column] = f"\x1b[1m{visible.rstrip()}\x1b[0m{' ' * (len(visible) - len(visible.rstrip()))}"
     return "  ".join(padded).rstrip()
+
+
+def _name_width(names: Sequence[str], room: int) -> int:
+    """What ``room`` there is for them, or as much more as tells them apart."""
+    longest = max(map(len, names), default=0)
+    width = max(MIN_NAME, min(longest, room))
+    while width < longest and len({_cut(name, width) for name in names}) < len(names):
+        width += 1
+    return width
 
 
 def _cut(content: str, width: int) -> str:

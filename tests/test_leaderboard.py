@@ -239,6 +239,14 @@ def test_another_model_than_the_papers_is_said_to_be_one(tmp_path, tier, config,
     }  # fmt: skip
 
 
+def test_names_are_cut_where_they_still_differ(tmp_path):
+    names = [f"a language model as it is, {kind}" for kind in ("shown the candidates", "shown the history alone")]
+    for rank, name in enumerate(names, 1):
+        add(tmp_path, name, 0, [rank, 1, 2, 3], protocol=CAND20)
+    lines = [line for line in standings.render(tmp_path, "text").splitlines() if line.startswith("a language")]
+    assert sorted(line.split("  ")[0] for line in lines) == [names[0][:38] + "…", names[1][:38] + "…"]
+
+
 def test_answers_that_no_model_wrote_are_said_to_be_so(tmp_path):
     """Valid by construction: no printed ValidRatio is reproduced by them."""
     named = {"method": "tallrec", "published_as": "TALLRec", "protocol": CAND20}
