@@ -1,10 +1,10 @@
 """What `genrec-bench doctor` prints: the machine, the libraries, and how to get what is missing."""
 
-import os
 import platform
 import sys
 from importlib import metadata
 
+from genrec_bench.benchmark.process import usable_cores
 from genrec_bench.datasets.store import home, list_prepared
 from genrec_bench.methods.language.sources import installed_wheels
 
@@ -25,7 +25,7 @@ def diagnose() -> str:
     import torch
 
     lines = [f"genrec-bench {_version('genrec-bench')}, Python {platform.python_version()} ({sys.executable})"]
-    lines.append(f"home {home()}, {os.cpu_count()} CPU cores")
+    lines.append(f"home {home()}, {usable_cores()} CPU cores")
     if torch.cuda.is_available():
         lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     else:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genrec_bench.benchmark.execute import MethodFault, execute
+from genrec_bench.benchmark.process import usable_cores
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.runner import Grid, Outcome, lay_out, lock_of
 from genrec_bench.benchmark.suite import Cell
@@ -22,7 +23,7 @@ def run_in_step(
 ) -> Outcome:
     """What `run_grid` does, in the process itself: runs have no time budget, and are not several at a time."""
     results = Path(results).absolute()
-    threads = max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    threads = max(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
     grid = Grid(results, progress, None, force, threads, keep_models)
     first = distributed.rank() == 0
     with distributed.joined():

@@ -26,6 +26,13 @@ from genrec_bench.datasets.errors import InputError
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: its job's on a cluster's node, its container's, or those that taskset names."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
 def our_environment() -> dict[str, str]:
     """Our variables as they are now: the server that cells are forked from may know older ones, and no later ones."""
     ours = {name: value for name, value in os.environ.items() if name.startswith("GENREC_BENCH_")}

@@ -6,7 +6,6 @@ from its checkpoint with the same result as an undisturbed run.
 """
 
 import math
-import os
 import pickle
 import signal
 import threading
@@ -23,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from genrec_bench.benchmark import models, records
 from genrec_bench.benchmark.execute import protocol_of, run_id
-from genrec_bench.benchmark.process import CellProcess, Work
+from genrec_bench.benchmark.process import CellProcess, Work, usable_cores
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.suite import Cell
 from genrec_bench.datasets import store
@@ -63,7 +62,7 @@ def run_grid(
     results = Path(results).absolute()  # a cell's process may stand in another folder
     waiting = deque(lay_out(cells, results, progress, keep_models))
     jobs = jobs or default_jobs()
-    threads = max((os.cpu_count() or 1) // jobs, 1)
+    threads = max(usable_cores() // jobs, 1)
     grid = Grid(results, progress, time_budget_s, force, threads, keep_models)
     grid.outcome.run_ids = [identity for _, identity, _ in waiting]
     progress.start(len(cells))
@@ -106,7 +105,7 @@ def default_jobs() -> int:
     """Cells at a time: one a GPU; else one a core, at most four, sharing the cores as threads."""
     import torch
 
-    return torch.cuda.device_count() or min(os.cpu_count() or 1, 4)
+    return torch.cuda.device_count() or min(usable_cores(), 4)
 
 
 def lock_of(identity: str) -> FileLock:

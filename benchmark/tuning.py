@@ -26,7 +26,7 @@ from genrec_bench.benchmark import records, storage
 from genrec_bench.benchmark.attempt import Attempt, News, Options, job_of
 from genrec_bench.benchmark.desk import Desk
 from genrec_bench.benchmark.execute import protocol_of, run_id
-from genrec_bench.benchmark.process import CellProcess
+from genrec_bench.benchmark.process import CellProcess, usable_cores
 from genrec_bench.benchmark.progress import Progress
 from genrec_bench.benchmark.pruning import curve_of, fallen_behind, why
 from genrec_bench.benchmark.runner import lock_of, stop_signals
@@ -299,7 +299,7 @@ def _search(study: Study, progress: Progress, raise_if_stopped: Callable[[], Non
         study.begin(values)
         cell = study.cell_of(values)
         identity = run_id(cell, study.dataset_sha256)
-        needs = Resources(cpus=os.cpu_count() or 1)
+        needs = Resources(cpus=usable_cores())
         job = job_of(number, cell, identity, study.dataset_sha256, needs, search=True)
         attempt: Any = Attempt(job, desk, Options(search=True), True, lambda work, job: CellProcess(work))  # type: ignore[arg-type]
         try:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_data
 
 from genrec_bench.benchmark import records, runner, storage
 from genrec_bench.benchmark.execute import execute
+from genrec_bench.benchmark.process import usable_cores
 from genrec_bench.benchmark.progress import Progress
-from genrec_bench.benchmark.runner import Outcome, run_grid
+from genrec_bench.benchmark.runner import Outcome, default_jobs, run_grid
 from genrec_bench.benchmark.suite import cells, make_suite
 from genrec_bench.datasets import store
 from genrec_bench.datasets.errors import InputError
@@ -243,6 +245,18 @@ def fit(self, train, context):
     assert found and set(found.values()) == {torch.get_num_threads()}, found
 """
     assert run(tmp_path / "results", ["counts"], jobs=2, plugins=[plugin(tmp_path, "counts", body)]).failed == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux tells a process its cores")
+def test_jobs_share_the_cores_that_are_ours():
+    """On a cluster's node, or under taskset, the machine has more: as many threads would wait for each other."""
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(ours)})
+    try:
+        assert (usable_cores(), default_jobs()) == (1, torch.cuda.device_count() or 1)
+    finally:
+        os.sched_setaffinity(0, ours)
+    assert usable_cores() <= len(ours)
 
 
 def test_a_kill_while_items_are_ranked_costs_no_training(stored, tmp_path):
