@@ -178,7 +178,7 @@ def test_the_gpt_4_row_is_asked_as_the_others_of_its_table():
     assert (gpt4.protocols, gpt4.datasets, gpt4.scale) == (table.protocols, table.datasets, table.scale)
     for dataset, values in table.tuned.items():
         asked = gpt4.tuned[dataset]["llm_api"]
-        assert {key: value for key, value in asked.items() if key != "budget_requests"} == values["tallrec"]
+        assert {key: value for key, value in asked.items() if key != "budget_requests"} == values["llm_zero_shot"]
     (cell,) = cells(gpt4)
     assert (cell.method, cell.seed) == ("llm_api", 0)
 
